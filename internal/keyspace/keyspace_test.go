@@ -1,0 +1,340 @@
+package keyspace
+
+import (
+	"bytes"
+	"fmt"
+	"iter"
+	"maps"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// A model is the plain map that a Keyspace must agree with.
+type model map[string]record
+
+type record struct {
+	value    string
+	revision uint64
+}
+
+func (m model) dataBytes() (n int64) {
+	for key, r := range m {
+		n += int64(len(key) + len(r.value))
+	}
+	return n
+}
+
+func (m model) ascend(prefix, after string, limit int) []string {
+	var keys []string
+	for _, key := range slices.Sorted(maps.Keys(m)) {
+		if strings.HasPrefix(key, prefix) && (after == "" || key > after) && (limit == 0 || len(keys) < limit) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// checkContents fails unless contents are those of a model.
+func checkContents(t *testing.T, c *contents, want model) {
+	t.Helper()
+	if err := c.check(); err != nil {
+		t.Fatal(err)
+	}
+	if c.Len() != len(want) || c.DataBytes() != want.dataBytes() {
+		t.Fatalf("%d keys of %d bytes, want %d of %d", c.Len(), c.DataBytes(), len(want), want.dataBytes())
+	}
+	if got, w := c.Bytes(), want.dataBytes()+int64(len(want))*OverheadBytes; got != w {
+		t.Fatalf("Bytes = %d, want %d", got, w)
+	}
+	for key, r := range want {
+		a, ok := c.Get(key)
+		b, okBytes := c.GetBytes([]byte(key))
+		if !ok || !okBytes || a != b || a.Key != key || string(a.Value) != r.value || a.Revision != r.revision {
+			t.Fatalf("Get(%q) = %+v, %v and %+v, %v; want %+v", key, a, ok, b, okBytes, r)
+		}
+	}
+}
+
+func keysOf(items iter.Seq[*Item]) []string {
+	var keys []string
+	for item := range items {
+		keys = append(keys, item.Key)
+	}
+	return keys
+}
+
+// randomKey draws from a few thousand keys over a small alphabet that has the
+// lowest and the highest byte in it, so that keys are prefixes of each other.
+func randomKey(rng *rand.Rand, lengthMax int) string {
+	b := make([]byte, 1+rng.IntN(lengthMax))
+	for i := range b {
+		b[i] = "\x00a\xfe\xff"[rng.IntN(4)]
+	}
+	return string(b)
+}
+
+// mutate makes random changes to a Keyspace and to a model.
+func mutate(t *testing.T, rng *rand.Rand, k *Keyspace, m model, n int) {
+	t.Helper()
+	for range n {
+		key := randomKey(rng, 6)
+		if rng.IntN(3) == 0 {
+			_, had := m[key]
+			if got := k.Delete([]byte(key)); got != had {
+				t.Fatalf("Delete(%q) = %v, want %v", key, got, had)
+			}
+			delete(m, key)
+			continue
+		}
+		r := record{value: strings.Repeat("v", rng.IntN(20)), revision: rng.Uint64()}
+		k.Put([]byte(key), []byte(r.value), r.revision)
+		m[key] = r
+	}
+}
+
+func TestKeyspaceEqualsAPlainMap(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 1))
+	k, m := New(), model{}
+	for range 20 {
+		mutate(t, rng, k, m, 500)
+		checkContents(t, &k.contents, m)
+		v := k.Freeze()
+		all := keysOf(v.All())
+		slices.Sort(all)
+		if want := m.ascend("", "", 0); !slices.Equal(all, want) {
+			t.Fatalf("All yields %q, want %q", all, want)
+		}
+		for range 50 {
+			checkRange(t, rng, k, v, m)
+		}
+	}
+	for key := range m {
+		k.Delete([]byte(key))
+	}
+	checkContents(t, &k.contents, nil)
+	if k.Hash() != 0 {
+		t.Errorf("the hash of nothing is %#x, want 0", k.Hash())
+	}
+}
+
+// checkRange compares a random range, gathered both ways, with the model's.
+func checkRange(t *testing.T, rng *rand.Rand, k *Keyspace, v *View, m model) {
+	t.Helper()
+	var prefix, after string
+	if rng.IntN(4) != 0 {
+		prefix = randomKey(rng, 3)
+	}
+	switch rng.IntN(3) {
+	case 0:
+		after = randomKey(rng, 6)
+	case 1:
+		after = prefix + randomKey(rng, 3)
+	}
+	limit, most := rng.IntN(8), rng.IntN(30)
+	want := m.ascend(prefix, after, limit)
+	if got := keysOf(v.Ascend(prefix, after, limit)); !slices.Equal(got, want) {
+		t.Fatalf("Ascend(%q, %q, %d) = %q, want %q", prefix, after, limit, got, want)
+	}
+	items, complete := k.Collect(prefix, after, limit, most)
+	if complete != (len(want) <= most) {
+		t.Fatalf("Collect(%q, %q, %d, %d) is complete: %v, with %d keys in range", prefix, after, limit, most, complete, len(want))
+	}
+	if got := keysOf(slices.Values(items)); complete && !slices.Equal(got, want) || !complete && got != nil {
+		t.Fatalf("Collect(%q, %q, %d, %d) = %q, want %q", prefix, after, limit, most, got, want)
+	}
+}
+
+func TestIteratorsStopWhenTheCallerDoes(t *testing.T) {
+	k := New()
+	for i := range 100 {
+		k.Put(fmt.Append(nil, i), nil, 1)
+	}
+	for name, seq := range map[string]iter.Seq[*Item]{"All": k.Freeze().All(), "Ascend": k.Freeze().Ascend("", "", 0)} {
+		n := 0
+		for range seq {
+			if n++; n == 3 {
+				break
+			}
+		}
+		if n != 3 {
+			t.Errorf("%s yields %d items after the break, want none", name, n-3)
+		}
+	}
+}
+
+func TestViewsStayAsTheyWere(t *testing.T) {
+	rng := rand.New(rand.NewPCG(2, 2))
+	k, m := New(), model{}
+	var views []*View
+	var want []model
+	for range 15 {
+		mutate(t, rng, k, m, 300)
+		views, want = append(views, k.Freeze()), append(want, maps.Clone(m))
+	}
+	mutate(t, rng, k, m, 3000)
+	for i, v := range views {
+		checkContents(t, &v.contents, want[i])
+		if got, w := keysOf(v.Ascend("", "", 0)), want[i].ascend("", "", 0); !slices.Equal(got, w) {
+			t.Errorf("view %d has the keys %q, want %q", i, got, w)
+		}
+	}
+	checkContents(t, &k.contents, m)
+}
+
+// Under the race detector this shows that a View shares nothing that changes.
+func TestViewsAreReadWhileWritesGoOn(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 3))
+	k, m := New(), model{}
+	mutate(t, rng, k, m, 3000)
+	var readers sync.WaitGroup
+	for range 3 {
+		v, want := k.Freeze(), maps.Clone(m)
+		readers.Go(func() {
+			for range 2 {
+				var hash uint64
+				for item := range v.All() {
+					hash += item.hash
+				}
+				if keys := keysOf(v.Ascend("a", "", 0)); !slices.Equal(keys, want.ascend("a", "", 0)) {
+					t.Errorf("Ascend yields %d keys, want %d", len(keys), len(want.ascend("a", "", 0)))
+				}
+				if hash != v.Hash() || v.Len() != len(want) {
+					t.Errorf("hash %#x of %d keys, want %#x of %d", hash, v.Len(), v.Hash(), len(want))
+				}
+			}
+		})
+		mutate(t, rng, k, m, 3000)
+	}
+	readers.Wait()
+}
+
+func TestFreezeIsTheSameViewUntilAWrite(t *testing.T) {
+	k := New()
+	v := k.Freeze()
+	if k.Delete([]byte("missing")); k.Freeze() != v {
+		t.Error("a delete that changed nothing made a new view")
+	}
+	for name, write := range map[string]func(){
+		"new key":   func() { k.Put([]byte("a"), nil, 1) },
+		"overwrite": func() { k.Put([]byte("a"), nil, 1) },
+		"delete":    func() { k.Put([]byte("b"), nil, 1); k.Freeze(); k.Delete([]byte("b")) },
+	} {
+		v := k.Freeze()
+		if write(); k.Freeze() == v {
+			t.Errorf("%s: the view before it is returned after it", name)
+		}
+	}
+}
+
+func TestAShardIsClonedOncePerFreeze(t *testing.T) {
+	k := New()
+	for i := range 5000 {
+		k.Put(fmt.Append(nil, i), nil, 1)
+	}
+	identity := func() (p [shardCount]uintptr) {
+		for i, shard := range k.shards {
+			p[i] = reflect.ValueOf(shard).Pointer()
+		}
+		return p
+	}
+	unfrozen := identity()
+	k.Put([]byte("1"), nil, 2)
+	if identity() != unfrozen {
+		t.Fatal("a write without a view cloned a shard")
+	}
+	v := k.Freeze()
+	if identity() != unfrozen {
+		t.Fatal("Freeze cloned a shard")
+	}
+	k.Put([]byte("1"), nil, 3)
+	first := identity()
+	changed := 0
+	for i := range first {
+		if first[i] != unfrozen[i] {
+			changed++
+		}
+	}
+	k.Put([]byte("1"), nil, 4)
+	if identity() != first || changed != 1 {
+		t.Fatalf("%d shards were cloned by the first write, want 1, and none by the second", changed)
+	}
+	if item, _ := v.Get("1"); item.Revision != 2 {
+		t.Errorf("the view has revision %d, want 2", item.Revision)
+	}
+}
+
+func TestNothingAliasesTheInput(t *testing.T) {
+	k := New()
+	key, value := []byte("key"), []byte("value")
+	k.Put(key, value, 1)
+	copy(key, "KEY")
+	copy(value, "VALUE")
+	item, ok := k.Get("key")
+	if !ok || item.Key != "key" || string(item.Value) != "value" {
+		t.Fatalf("the stored item is %+v, want what was put", item)
+	}
+	k.Put([]byte("key"), []byte("next"), 2)
+	if string(item.Value) != "value" || item.Revision != 1 {
+		t.Errorf("an overwrite changed the item %+v that a reader has", item)
+	}
+}
+
+func TestHashDependsOnContentAlone(t *testing.T) {
+	rng := rand.New(rand.NewPCG(4, 4))
+	k, m := New(), model{}
+	mutate(t, rng, k, m, 3000)
+	other := New()
+	mutate(t, rng, other, model{}, 1000)
+	for item := range other.Freeze().All() {
+		other.Delete([]byte(item.Key))
+	}
+	for key, r := range m {
+		other.Put([]byte(key), []byte(r.value), r.revision)
+	}
+	if k.Hash() != other.Hash() || k.Freeze().Hash() != other.Hash() {
+		t.Errorf("equal contents have the hashes %#x and %#x", k.Hash(), other.Hash())
+	}
+}
+
+func TestHashChangesWithKeyValueAndRevision(t *testing.T) {
+	seen := map[uint64]string{}
+	for _, c := range []struct {
+		key, value string
+		revision   uint64
+	}{{"a", "b", 1}, {"b", "a", 1}, {"a", "b", 2}, {"a", "", 1}, {"ab", "", 1}, {"a", "bb", 1}, {"a", "b\x00", 1}} {
+		k := New()
+		k.Put([]byte("rest"), []byte("same"), 7)
+		k.Put([]byte(c.key), []byte(c.value), c.revision)
+		name := fmt.Sprintf("%+v", c)
+		if other, ok := seen[k.Hash()]; ok {
+			t.Errorf("%s and %s have the same hash", name, other)
+		}
+		seen[k.Hash()] = name
+	}
+	// Swapped values: the sum over items must not be a sum over their parts.
+	a, b := New(), New()
+	a.Put([]byte("x"), []byte("1"), 1)
+	a.Put([]byte("y"), []byte("2"), 1)
+	b.Put([]byte("x"), []byte("2"), 1)
+	b.Put([]byte("y"), []byte("1"), 1)
+	if a.Hash() == b.Hash() {
+		t.Error("two keys with swapped values have the same hash")
+	}
+}
+
+func TestLookupsDoNotAllocate(t *testing.T) {
+	k := New()
+	key := bytes.Repeat([]byte("k"), 100)
+	k.Put(key, []byte("v"), 1)
+	name := string(key)
+	if n := testing.AllocsPerRun(100, func() { k.Get(name); k.GetBytes(key) }); n != 0 {
+		t.Errorf("lookups allocate %v times", n)
+	}
+	if n := testing.AllocsPerRun(100, func() { k.Put(key, key, 2) }); n > 2 {
+		t.Errorf("an overwrite allocates %v times, want 2: the item and the value", n)
+	}
+}
