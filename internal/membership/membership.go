@@ -1,0 +1,382 @@
+// Package membership is the leader's worker for membership changes: it takes
+// requests, decides whether and when each may go into the log, and follows it
+// until it is in force.
+package membership
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"example.com/raftkv/internal/fault"
+	"example.com/raftkv/internal/roster"
+)
+
+// ErrNotLeader says that this node cannot go on with a request, because it does
+// not lead or no longer does. Try the same request on the leader.
+var ErrNotLeader = errors.New("raftkv: not the leader")
+
+// lagEntriesMax is how far behind a learner may be and still be called caught
+// up: what a leader sends in one or two round trips.
+const lagEntriesMax = 16
+
+// A Progress is what the leader knows of another member.
+type Progress struct {
+	Match      uint64 // up to where its log is known to agree
+	Replicates bool   // its log agrees and it is sent entries as they come
+	Answers    bool   // it was heard of within an election timeout
+	TooSlow    bool   // it was sent snapshots again and again and fell behind each
+}
+
+// A Raft is what the worker needs of the loop.
+type Raft interface {
+	// Roster returns the membership in force.
+	Roster() *roster.Roster
+	// Leads reports whether this node leads and has committed in its term.
+	Leads() bool
+	// Self returns this node's raft ID.
+	Self() uint64
+	// Last returns the last index of the log.
+	Last() uint64
+	// Progress returns what is known of a member.
+	Progress(raftID uint64) Progress
+	// Propose puts a change into the log.
+	Propose(cc *pb.ConfChangeV2) error
+	// IsPending reports whether a proposed change has not been decided yet.
+	IsPending() bool
+	// Transfer asks raft to hand leadership over.
+	Transfer(raftID uint64)
+}
+
+// A Kind is what a request asks for.
+type Kind uint8
+
+// The kinds of requests.
+const (
+	AddLearner Kind = iota + 1
+	RemoveLearner
+	SetVoters
+	Transfer
+)
+
+// A Request is one call that changes the membership or the leader.
+type Request struct {
+	ID      string // names the request over all its retries; roster.NonceBytes
+	Kind    Kind
+	Member  roster.Member // AddLearner: raft ID without number, address, nonce
+	Probe   error         // AddLearner: why no usable process answers there, if so
+	Target  uint64        // RemoveLearner, Transfer: member ID
+	Voters  []uint64      // SetVoters: member IDs, ascending
+	Retain  bool          // SetVoters: dropped voters stay as learners
+	IfIndex uint64        // SetVoters: only if this is the membership's index
+
+	// Done is called once with the membership in force or an error.
+	Done func(*roster.Roster, error)
+
+	deadline uint64 // Transfer: the tick at which to give up, 0 if not begun
+}
+
+// A Worker carries out requests on the leader. One change at a time is in the
+// log; requests that wait for a learner to catch up do not hold up others. It
+// belongs to the loop's goroutine.
+//
+// A request is a loop of: look at the membership in force; done, impossible, or
+// not yet; if possible, propose; when the proposal's index has been decided,
+// look again. Nothing is remembered of a proposal but its index, so that what
+// raft silently turns into nothing (etcd-io/raft#354) is only tried again, and
+// what another leader did for the same request is found in the roster.
+type Worker struct {
+	raft          Raft
+	electionTicks uint64
+	queue         []*Request // in the order of their arrival
+}
+
+// New returns a worker.
+func New(raft Raft, electionTicks uint64) *Worker {
+	return &Worker{raft: raft, electionTicks: electionTicks}
+}
+
+// Submit takes a request. A request with the ID of an earlier one takes its
+// place: the call was tried again.
+func (w *Worker) Submit(r *Request) {
+	w.Cancel(r.ID, ErrNotLeader)
+	if r.Kind == SetVoters {
+		if other := w.setsVoters(); other != nil {
+			r.Done(nil, fmt.Errorf("%w: a change to voters %s is under way; wait for it", fault.ErrMembershipRefused, list(other.Voters)))
+			return
+		}
+	}
+	w.queue = append(w.queue, r)
+}
+
+// setsVoters returns the request that changes the voters, if there is one.
+func (w *Worker) setsVoters() *Request {
+	for _, r := range w.queue {
+		if r.Kind == SetVoters {
+			return r
+		}
+	}
+	return nil
+}
+
+// Cancel ends a request with an error. What is in the log stays there.
+func (w *Worker) Cancel(id string, err error) {
+	w.queue = slices.DeleteFunc(w.queue, func(r *Request) bool {
+		if r.ID != id {
+			return false
+		}
+		r.Done(nil, err)
+		return true
+	})
+}
+
+// Fail ends all requests with an error.
+func (w *Worker) Fail(err error) {
+	queue := w.queue
+	w.queue = nil
+	for _, r := range queue {
+		r.Done(nil, err)
+	}
+}
+
+// Refused ends a request whose change was in the log and could not take effect.
+func (w *Worker) Refused(id string, err error) {
+	if !w.raft.Roster().HasChange(id) { // else it is a copy of one that did
+		w.Cancel(id, err)
+	}
+}
+
+// IsIdle reports whether there is nothing to do.
+func (w *Worker) IsIdle() bool { return len(w.queue) == 0 }
+
+// Step carries every request as far as it goes. It is called after anything
+// that may matter to one: a message, a tick, a decided change.
+func (w *Worker) Step(now uint64) {
+	if w.IsIdle() {
+		return
+	}
+	if !w.raft.Leads() {
+		w.stepDown()
+		return
+	}
+	queue := w.queue
+	w.queue = nil
+	for _, r := range queue {
+		if done, err := w.step(r, now); done || err != nil {
+			r.Done(w.raft.Roster(), err)
+		} else {
+			w.queue = append(w.queue, r)
+		}
+	}
+}
+
+// stepDown hands all requests back, except those that are in force: a leader
+// that removed itself no longer leads.
+func (w *Worker) stepDown() {
+	queue, now := w.queue, w.raft.Roster()
+	w.queue = nil
+	for _, r := range queue {
+		if r.Kind != AddLearner && now.HasChange(r.ID) && !now.IsJoint() {
+			r.Done(now, nil)
+		} else {
+			r.Done(now, ErrNotLeader)
+		}
+	}
+}
+
+func (w *Worker) step(r *Request, now uint64) (done bool, err error) {
+	switch r.Kind {
+	case AddLearner:
+		return w.addLearner(r)
+	case RemoveLearner:
+		return w.removeLearner(r)
+	case SetVoters:
+		return w.setVoters(r)
+	case Transfer:
+		return w.transfer(r, now)
+	}
+	return false, fmt.Errorf("%w: unknown request", fault.ErrInvalid)
+}
+
+func (w *Worker) addLearner(r *Request) (bool, error) {
+	id, now := r.Member.ID(), w.raft.Roster()
+	m, ok := now.Newest(id)
+	if !ok {
+		if r.Probe != nil {
+			return false, r.Probe
+		}
+		return false, w.propose(now.AddLearner(r.ID, id, r.Member.Addr, r.Member.Nonce))
+	}
+	p := w.raft.Progress(m.RaftID)
+	switch same := m.Addr == r.Member.Addr; {
+	case same && m.Nonce == r.Member.Nonce:
+	case !same && p.Answers:
+		return false, fmt.Errorf("%w: member %d runs at %s", fault.ErrMemberAlive, id, m.Addr)
+	case r.Probe != nil:
+		return false, r.Probe
+	default:
+		return false, fmt.Errorf("%w: member %d is in the membership as another process, which ran at %s and no longer answers; %s",
+			fault.ErrMembershipRefused, id, m.Addr, removalOf(now, m))
+	}
+	if p.TooSlow {
+		return false, fmt.Errorf("%w: member %d at %s", fault.ErrLearnerTooSlow, id, m.Addr)
+	}
+	return w.hasCaughtUp(p), nil
+}
+
+// removalOf says how a person removes a member.
+func removalOf(r *roster.Roster, m roster.Member) string {
+	if r.IsVoter(m.RaftID) {
+		return "change the membership to voters without it first, then add it again"
+	}
+	return "remove that learner first, then add it again"
+}
+
+func (w *Worker) hasCaughtUp(p Progress) bool {
+	return p.Replicates && p.Answers && p.Match+lagEntriesMax >= w.raft.Last()
+}
+
+func (w *Worker) removeLearner(r *Request) (bool, error) {
+	now := w.raft.Roster()
+	if now.HasChange(r.ID) {
+		return !now.IsJoint(), nil
+	}
+	m, ok := now.Newest(r.Target)
+	if !ok {
+		return false, fmt.Errorf("%w: member %d is not in the membership", fault.ErrLearnerNotFound, r.Target)
+	}
+	if now.IsVoter(m.RaftID) {
+		return false, fmt.Errorf("%w: member %d is a voter; change the membership to voters without it", fault.ErrMembershipRefused, r.Target)
+	}
+	return false, w.propose(now.Remove(r.ID, m.RaftID))
+}
+
+func (w *Worker) setVoters(r *Request) (bool, error) {
+	now := w.raft.Roster()
+	if now.HasChange(r.ID) {
+		return !now.IsJoint(), nil
+	}
+	if r.IfIndex != 0 && r.IfIndex != now.Index {
+		return false, fmt.Errorf("%w: its index is %d, not %d", fault.ErrMembershipChanged, now.Index, r.IfIndex)
+	}
+	voters, err := w.raftIDs(now, r.Voters)
+	if err != nil {
+		return false, err
+	}
+	cc := now.SetVoters(r.ID, voters, r.Retain, r.IfIndex)
+	if cc == nil {
+		return !now.IsJoint(), nil
+	}
+	if err := w.checkQuorum(voters); err != nil {
+		return false, err
+	}
+	if !w.haveCaughtUp(now, voters) {
+		return false, nil
+	}
+	if !slices.Contains(voters, w.raft.Self()) {
+		if to := w.Successor(voters); to != 0 {
+			w.raft.Transfer(to) // it goes on there: the caller tries again when we no longer lead
+			return false, nil
+		}
+		// No old voter stays: raft steps down when the change is in force.
+	}
+	return false, w.propose(cc)
+}
+
+// raftIDs translates member IDs.
+func (w *Worker) raftIDs(now *roster.Roster, ids []uint64) ([]uint64, error) {
+	var raftIDs, missing []uint64
+	for _, id := range ids {
+		if m, ok := now.Newest(id); ok {
+			raftIDs = append(raftIDs, m.RaftID)
+		} else {
+			missing = append(missing, id)
+		}
+	}
+	if len(missing) > 0 {
+		return nil, fmt.Errorf("%w: member %s is not in the membership; add it as a learner first", fault.ErrLearnerNotFound, list(missing))
+	}
+	return raftIDs, nil
+}
+
+// checkQuorum refuses a set of voters of which too few answer (etcd's strict
+// reconfiguration check).
+func (w *Worker) checkQuorum(voters []uint64) error {
+	var silent []uint64
+	for _, v := range voters {
+		if !w.raft.Progress(v).Answers {
+			silent = append(silent, roster.MemberID(v))
+		}
+	}
+	if quorum := len(voters)/2 + 1; len(voters)-len(silent) < quorum {
+		return fmt.Errorf("%w: of voters-to-be, member %s does not answer, and %d of %d must", fault.ErrQuorumAtRisk, list(silent), quorum, len(voters))
+	}
+	return nil
+}
+
+func (w *Worker) haveCaughtUp(now *roster.Roster, voters []uint64) bool {
+	for _, v := range voters {
+		if !now.IsVoter(v) && !w.hasCaughtUp(w.raft.Progress(v)) {
+			return false
+		}
+	}
+	return true
+}
+
+// Successor returns the raft ID of the best leader among candidates other than
+// this node: a voter that answers and has the most of the log; 0 if there is
+// none.
+func (w *Worker) Successor(candidates []uint64) uint64 {
+	var best, match uint64
+	now := w.raft.Roster()
+	for _, v := range candidates {
+		if p := w.raft.Progress(v); v != w.raft.Self() && now.IsVoter(v) && p.Answers && p.Match > match {
+			best, match = v, p.Match
+		}
+	}
+	return best
+}
+
+// propose puts a change into the log once nothing else is under way there.
+func (w *Worker) propose(cc *pb.ConfChangeV2) error {
+	if w.raft.Roster().IsJoint() || w.raft.IsPending() {
+		return nil // look again when it is decided
+	}
+	if err := w.raft.Propose(cc); err != nil {
+		return nil // dropped during a transfer of leadership: look again
+	}
+	return nil
+}
+
+func (w *Worker) transfer(r *Request, tick uint64) (bool, error) {
+	now := w.raft.Roster()
+	m, ok := now.Newest(r.Target)
+	switch {
+	case !ok:
+		return false, fmt.Errorf("%w: member %d is not in the membership", fault.ErrNotMember, r.Target)
+	case m.RaftID == w.raft.Self():
+		return true, nil
+	case !now.IsVoter(m.RaftID):
+		return false, fmt.Errorf("%w: member %d is a learner and cannot lead", fault.ErrMembershipRefused, r.Target)
+	case !w.raft.Progress(m.RaftID).Answers:
+		return false, fmt.Errorf("%w: member %d at %s does not answer", fault.ErrMembershipRefused, r.Target, m.Addr)
+	case r.deadline == 0:
+		r.deadline = tick + w.electionTicks // as long as raft itself tries
+		w.raft.Transfer(m.RaftID)
+	case tick > r.deadline:
+		return false, fmt.Errorf("%w: member %d at %s did not take over within an election timeout", fault.ErrMembershipRefused, r.Target, m.Addr)
+	}
+	return false, nil
+}
+
+// list writes member IDs as a person would.
+func list(ids []uint64) string {
+	words := make([]string, len(ids))
+	for i, id := range ids {
+		words[i] = fmt.Sprint(id)
+	}
+	return strings.Join(words, ", ")
+}

@@ -1,0 +1,400 @@
+// Package outbox gathers the writes of local callers into batches and keeps
+// each batch until its effect is known, however often it has to be sent.
+package outbox
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+
+	"example.com/raftkv/internal/command"
+	"example.com/raftkv/internal/dedup"
+	"example.com/raftkv/internal/fault"
+)
+
+// Limits bound an Outbox.
+type Limits struct {
+	PendingBytesMax int64 // of all writes that wait for their answer
+	BatchBytesMax   int   // of a batch; a batch holds one command whatever its size
+	WindowMax       int   // batches in flight
+	RetryTicks      uint64
+}
+
+// A Route is where batches go: to the leader of a term. A batch that went
+// another route may be lost.
+type Route struct{ Leader, Term uint64 }
+
+// An Outbox is the way of a node's own writes into the log. Callers add
+// commands; the loop takes batches and sends them to the leader, itself or
+// another; the applier resolves them when they come back through the log.
+//
+// A batch forms while the loop is busy or the window is full, without a timer:
+// what gathers meanwhile goes together (raft-guide: natural batching). Its
+// commands get consecutive sequence numbers when it is first taken. From then
+// on it never changes, so that it may be sent again on every doubt: the state
+// machine applies each number of an origin once (thesis §6.3).
+//
+// Invariants:
+//
+//  1. A number is given once. Batches in flight are ordered by number.
+//  2. A batch is resolved once, by the applier, by Fail, or never if all of its
+//     callers have gone.
+//  3. All numbers up to answeredTo are answered or abandoned, and no number is
+//     more than dedup.Window above it: the replicated table stays bounded.
+//  4. A command that was abandoned before its batch was taken is never sent.
+//
+// All methods may be called from any goroutine, and none blocks.
+type Outbox struct {
+	limits Limits
+
+	mu     sync.Mutex
+	err    error  // why nothing can be added any more
+	origin uint64 // the raft ID; 0 while the node is blank
+	next   uint64 // the sequence number of the next command
+	bytes  int64  // of all commands that wait
+	count  int    // of all commands that wait
+	queue  []*batch
+	flight []*batch
+}
+
+// A batch is a group of commands that share one entry of the log.
+type batch struct {
+	done chan struct{} // closed when resolved; nobody sends
+	data []byte        // with room for the header in front
+	ends []int         // where each command ends in data
+	gone []bool        // abandoned before the batch was taken; may be short
+	live int           // not abandoned
+
+	first   uint64 // sequence number of the first command, 0 until taken
+	kept    []int  // by position in the batch as sent: index of the command; nil if the same
+	route   Route  // on which it was sent last; zero if it was refused or cut off
+	retryAt uint64 // the tick at which to send it again
+	tries   uint64
+
+	results []dedup.Result // by position; written before done is closed
+	err     error          // likewise
+}
+
+// A Batch is what is sent: encoded for the log, with its first number. Its data
+// must not be changed.
+type Batch struct {
+	First uint64
+	Data  []byte
+}
+
+// A Ticket stands for one command that waits.
+type Ticket struct {
+	batch *batch
+	index int
+}
+
+// New returns an outbox that sends nothing yet.
+func New(limits Limits) *Outbox { return &Outbox{limits: limits, next: 1} }
+
+// Become gives the outbox its origin.
+func (o *Outbox) Become(origin uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.origin = origin
+}
+
+// Add queues a command and returns a ticket for its result. It copies the
+// command. If idle is true, nothing was waiting: the caller wakes the loop. The
+// error is ErrOverloaded, or why the node has stopped; then nothing is queued.
+func (o *Outbox) Add(c *command.Command) (t Ticket, idle bool, err error) {
+	size := c.Size()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case o.err != nil:
+		return Ticket{}, false, o.err
+	case o.bytes+int64(size) > o.limits.PendingBytesMax:
+		return Ticket{}, false, fmt.Errorf("%w: %d bytes of writes wait for their answer", fault.ErrOverloaded, o.bytes)
+	case o.count >= dedup.Window-command.BatchCommandsMax:
+		return Ticket{}, false, fmt.Errorf("%w: %d writes wait for their answer", fault.ErrOverloaded, o.count)
+	}
+	b := o.open(size)
+	b.data = c.Append(b.data)
+	b.ends = append(b.ends, len(b.data))
+	b.live++
+	o.bytes += int64(size)
+	o.count++
+	return Ticket{b, len(b.ends) - 1}, len(o.queue) == 1 && len(b.ends) == 1, nil
+}
+
+// open returns the batch that takes the next command.
+func (o *Outbox) open(size int) *batch {
+	if n := len(o.queue); n > 0 {
+		b := o.queue[n-1]
+		if len(b.ends) < command.BatchCommandsMax && len(b.data)+size <= o.limits.BatchBytesMax {
+			return b
+		}
+	}
+	b := &batch{
+		done: make(chan struct{}),
+		data: make([]byte, command.HeaderBytes, command.HeaderBytes+max(size, 512)),
+	}
+	o.queue = append(o.queue, b)
+	return b
+}
+
+// Next takes the next batch that has never been sent: numbered, encoded and
+// recorded as sent on the route. There is none if nothing waits, if as many as
+// the window allows are in flight, or if the numbers would run too far ahead.
+func (o *Outbox) Next(route Route, now uint64) (Batch, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for len(o.queue) > 0 && len(o.flight) < o.limits.WindowMax {
+		b := o.queue[0]
+		if b.live > 0 && o.next-1+uint64(b.live)-o.answeredTo() > dedup.Window {
+			return Batch{}, false
+		}
+		o.queue[0] = nil
+		o.queue = o.queue[1:]
+		if b.live == 0 {
+			continue
+		}
+		o.seal(b)
+		o.flight = append(o.flight, b)
+		o.sent(b, route, now)
+		return Batch{b.first, b.data}, true
+	}
+	return Batch{}, false
+}
+
+// seal drops the abandoned commands and numbers the others.
+func (o *Outbox) seal(b *batch) {
+	if b.live < len(b.ends) {
+		b.compact()
+	}
+	h := command.Header{Origin: o.origin, First: o.next, AnsweredTo: o.answeredTo()}
+	h.Append(b.data[:0])
+	b.first = o.next
+	o.next += uint64(b.live)
+}
+
+// compact leaves only the commands whose callers still wait.
+func (b *batch) compact() {
+	data := make([]byte, command.HeaderBytes, len(b.data))
+	start := command.HeaderBytes
+	for i, end := range b.ends {
+		if i >= len(b.gone) || !b.gone[i] {
+			data = append(data, b.data[start:end]...)
+			b.kept = append(b.kept, i)
+		}
+		start = end
+	}
+	b.data = data
+}
+
+// answeredTo returns the highest number up to which all are answered or
+// abandoned.
+func (o *Outbox) answeredTo() uint64 {
+	if len(o.flight) > 0 {
+		return o.flight[0].first - 1
+	}
+	return o.next - 1
+}
+
+func (o *Outbox) sent(b *batch, route Route, now uint64) {
+	b.route = route
+	b.tries++
+	// Twice as long after every try: a leader that is only slow must not be
+	// buried under copies.
+	b.retryAt = now + o.limits.RetryTicks<<min(b.tries-1, 4)
+}
+
+// Due returns the batches in flight that have to be sent again, oldest first,
+// and records them as sent on the route: those that went another route, those
+// that were refused or cut off, and, unless the leader is this node and so
+// holds them in its own log, those that have waited for long.
+func (o *Outbox) Due(route Route, now uint64, local bool) []Batch {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var due []Batch
+	for _, b := range o.flight {
+		if b.isDue(route, now, local) {
+			o.sent(b, route, now)
+			due = append(due, Batch{b.first, b.data})
+		}
+	}
+	return due
+}
+
+func (b *batch) isDue(route Route, now uint64, local bool) bool {
+	switch b.route {
+	case Route{}:
+		return b.retryAt <= now
+	case route:
+		return !local && b.retryAt <= now
+	}
+	return true
+}
+
+// Refused says that a batch was not taken: send it again after a pause.
+func (o *Outbox) Refused(first, retryAt uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, b := range o.flight {
+		if b.first == first {
+			b.route, b.retryAt = Route{}, retryAt
+		}
+	}
+}
+
+// CutOff says that what was sent may be lost: send all again.
+func (o *Outbox) CutOff() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, b := range o.flight {
+		b.route, b.retryAt = Route{}, 0
+	}
+}
+
+// Resolve answers the batch with a first number, if it is in flight. The
+// results are in the order of the numbers.
+func (o *Outbox) Resolve(first uint64, results []dedup.Result) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	i := slices.IndexFunc(o.flight, func(b *batch) bool { return b.first == first })
+	if i < 0 {
+		return // answered before, or nobody waits for it
+	}
+	o.resolve(o.flight[i], results, nil)
+	o.flight = slices.Delete(o.flight, i, i+1)
+}
+
+// ResolveFrom answers what a table knows: after a snapshot that jumped over
+// entries with batches of ours.
+func (o *Outbox) ResolveFrom(table *dedup.Table) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.flight = slices.DeleteFunc(o.flight, func(b *batch) bool {
+		results := make([]dedup.Result, b.sentLen())
+		for i := range results {
+			r, state := table.Lookup(o.origin, b.first+uint64(i))
+			if state != dedup.Applied {
+				return false
+			}
+			results[i] = r
+		}
+		o.resolve(b, results, nil)
+		return true
+	})
+}
+
+func (b *batch) sentLen() int {
+	if b.kept != nil {
+		return len(b.kept)
+	}
+	return len(b.ends)
+}
+
+// resolve wakes the callers of a batch.
+func (o *Outbox) resolve(b *batch, results []dedup.Result, err error) {
+	o.bytes -= int64(len(b.data) - command.HeaderBytes)
+	o.count -= b.sentLen()
+	b.err = err
+	if b.kept == nil {
+		b.results = results
+	} else {
+		b.results = make([]dedup.Result, len(b.ends))
+		for at, index := range b.kept {
+			if at < len(results) {
+				b.results[index] = results[at]
+			}
+		}
+	}
+	close(b.done)
+}
+
+// Abandon says that nobody waits for a ticket any more. It reports whether the
+// command may take effect; if not, it never will.
+func (o *Outbox) Abandon(t Ticket) (sent bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	b := t.batch
+	if b.first != 0 || b.isDone() {
+		o.abandonSent(b)
+		return true
+	}
+	if len(b.gone) <= t.index {
+		b.gone = append(b.gone, make([]bool, len(b.ends)-len(b.gone))...)
+	}
+	b.gone[t.index] = true
+	b.live--
+	start := command.HeaderBytes
+	if t.index > 0 {
+		start = b.ends[t.index-1]
+	}
+	o.bytes -= int64(b.ends[t.index] - start)
+	o.count--
+	return false
+}
+
+// abandonSent forgets a batch in flight when the last of its callers has gone:
+// the watermark may then move over its numbers.
+func (o *Outbox) abandonSent(b *batch) {
+	b.live--
+	if b.live > 0 || b.isDone() {
+		return
+	}
+	if i := slices.Index(o.flight, b); i >= 0 {
+		o.flight = slices.Delete(o.flight, i, i+1)
+		o.bytes -= int64(len(b.data) - command.HeaderBytes)
+		o.count -= b.sentLen()
+	}
+}
+
+func (b *batch) isDone() bool {
+	select {
+	case <-b.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// Fail answers everything that waits, now and later, with an error: the node
+// stops. What was sent gets ErrOutcomeUnknown too.
+func (o *Outbox) Fail(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.err != nil {
+		return
+	}
+	o.err = err
+	for _, b := range o.flight {
+		o.resolve(b, nil, fault.New(err.Error()+"; "+fault.ErrOutcomeUnknown.Error(), err, fault.ErrOutcomeUnknown))
+	}
+	for _, b := range o.queue {
+		b.err = err
+		close(b.done)
+	}
+	o.flight, o.queue, o.bytes, o.count = nil, nil, 0, 0
+}
+
+// Waiting returns how many commands wait for their answer.
+func (o *Outbox) Waiting() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.count
+}
+
+// PendingBytes returns how many bytes of commands wait for their answer.
+func (o *Outbox) PendingBytes() int64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.bytes
+}
+
+// Done is closed when the result is there.
+func (t Ticket) Done() <-chan struct{} { return t.batch.done }
+
+// Result returns the result. Only after Done.
+func (t Ticket) Result() (dedup.Result, error) {
+	if t.batch.err != nil {
+		return dedup.Result{}, t.batch.err
+	}
+	return t.batch.results[t.index], nil
+}

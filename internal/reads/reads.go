@@ -1,0 +1,188 @@
+// Package reads gathers linearizable reads into rounds that share one
+// confirmation of leadership (thesis §6.4, ReadIndex).
+package reads
+
+import (
+	"encoding/binary"
+	"slices"
+	"sync"
+)
+
+const (
+	// RoundsMax is how many rounds wait for their confirmation at once. Readers
+	// that come later share the next one.
+	RoundsMax = 8
+	// attemptsMax is how many contexts of a round are remembered. An answer to
+	// an older one is ignored; the newer attempts bring their own.
+	attemptsMax = 4
+	// ContextBytes is the size of a context: raft ID and number.
+	ContextBytes = 16
+)
+
+// A Round is a group of readers. They may read when the state machine has
+// reached the index that a quorum confirmed after the last of them had joined.
+type Round struct {
+	done     chan struct{} // closed when the readers may go on; nobody sends
+	err      error         // written before done is closed
+	index    uint64        // 0 until confirmed
+	attempts []uint64      // the numbers of the contexts sent, oldest first
+	retryAt  uint64        // the tick at which to ask again
+}
+
+// Done is closed when the readers may read, or when Err says why not.
+func (r *Round) Done() <-chan struct{} { return r.done }
+
+// Err returns why the readers may not read. Only after Done.
+func (r *Round) Err() error { return r.err }
+
+// A Reads is all rounds of a node. Callers join; the loop issues contexts and
+// brings confirmations; the applier says how far it is.
+//
+// Requests vanish silently in raft: without a leader, with a change of leader,
+// with a lost message. So every round asks again after a time, each time with
+// a context of its own: a retried context once let a new leader's answer to an
+// old question through (etcd-io/etcd#20418). Answers to earlier attempts of the
+// round stay good, since all readers had joined before the first.
+//
+// All methods may be called from any goroutine, and none blocks.
+type Reads struct {
+	retryTicks uint64
+
+	mu      sync.Mutex
+	err     error // why nobody can join any more
+	self    uint64
+	number  uint64   // of the latest context
+	applied uint64   // how far the state machine is
+	next    *Round   // whom new readers join; nil if there is none
+	asked   []*Round // issued, not confirmed
+	reached []*Round // confirmed, waiting for the applier
+}
+
+// New returns a Reads that asks again after so many ticks.
+func New(retryTicks uint64) *Reads { return &Reads{retryTicks: retryTicks} }
+
+// Become gives the contexts the raft ID which makes them unique in the cluster.
+func (r *Reads) Become(raftID uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.self = raftID
+}
+
+// Join returns the round of a new reader. If idle is true, the caller wakes the
+// loop. The error says why the node has stopped.
+func (r *Reads) Join() (round *Round, idle bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err != nil {
+		return nil, false, r.err
+	}
+	if r.next == nil {
+		r.next = &Round{done: make(chan struct{})}
+		idle = true
+	}
+	return r.next, idle, nil
+}
+
+// Issue returns the context of a question that the loop shall ask, or nil if
+// there is none: first of rounds that have to ask again, then of new readers.
+func (r *Reads) Issue(now uint64) []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, round := range r.asked {
+		if round.retryAt <= now {
+			return r.ask(round, now)
+		}
+	}
+	if r.next == nil || len(r.asked) >= RoundsMax {
+		return nil
+	}
+	round := r.next
+	r.next = nil
+	r.asked = append(r.asked, round)
+	return r.ask(round, now)
+}
+
+func (r *Reads) ask(round *Round, now uint64) []byte {
+	r.number++
+	round.attempts = append(round.attempts, r.number)
+	if n := len(round.attempts) - attemptsMax; n > 0 {
+		round.attempts = round.attempts[n:]
+	}
+	round.retryAt = now + r.retryTicks
+	context := binary.BigEndian.AppendUint64(make([]byte, 0, ContextBytes), r.self)
+	return binary.BigEndian.AppendUint64(context, r.number)
+}
+
+// AskAgain makes all rounds due: the leader has changed or has become ready.
+func (r *Reads) AskAgain() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, round := range r.asked {
+		round.retryAt = 0
+	}
+}
+
+// Confirm records that a context was confirmed at an index.
+func (r *Reads) Confirm(context []byte, index uint64) {
+	if len(context) != ContextBytes {
+		return // not ours
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if binary.BigEndian.Uint64(context) != r.self {
+		return
+	}
+	number := binary.BigEndian.Uint64(context[8:])
+	i := slices.IndexFunc(r.asked, func(round *Round) bool { return slices.Contains(round.attempts, number) })
+	if i < 0 {
+		return // confirmed by another attempt
+	}
+	round := r.asked[i]
+	r.asked = slices.Delete(r.asked, i, i+1)
+	round.index = index
+	r.reached = append(r.reached, round)
+	r.release()
+}
+
+// Applied lets the readers go on whose index the state machine has reached.
+func (r *Reads) Applied(index uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.applied = index
+	r.release()
+}
+
+func (r *Reads) release() {
+	r.reached = slices.DeleteFunc(r.reached, func(round *Round) bool {
+		if round.index > r.applied {
+			return false
+		}
+		close(round.done)
+		return true
+	})
+}
+
+// Fail answers all readers, now and later, with an error: the node stops.
+func (r *Reads) Fail(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err != nil {
+		return
+	}
+	r.err = err
+	if r.next != nil {
+		r.asked = append(r.asked, r.next)
+	}
+	for _, round := range slices.Concat(r.asked, r.reached) {
+		round.err = err
+		close(round.done)
+	}
+	r.next, r.asked, r.reached = nil, nil, nil
+}
+
+// Waiting reports whether anybody waits for a confirmation.
+func (r *Reads) Waiting() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.next != nil || len(r.asked) > 0
+}
