@@ -1,0 +1,166 @@
+// Package peer is a link to one other member: a bounded queue and a goroutine
+// that sends it over one gRPC stream, again and again until it is told to stop.
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"time"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/grpc"
+
+	"example.com/raftkv/internal/roster"
+	kvpb "example.com/raftkv/proto/raftkv/v1"
+)
+
+const (
+	helloTimeout  = 5 * time.Second
+	retryDelayMin = 50 * time.Millisecond
+	retryDelayMax = time.Second // a member that comes back is found this soon
+)
+
+// Events is told what happens to a link. Its methods return at once.
+type Events interface {
+	// Connected says that the other side has accepted a stream.
+	Connected(raftID uint64)
+	// Unreachable says that messages were lost. Once per outage or overflow.
+	Unreachable(raftID uint64)
+	// TurnedAway says that the other side refuses the link.
+	TurnedAway(raftID uint64, err error)
+}
+
+// A Link carries messages to one incarnation of a member. Messages wait in a
+// queue; while there is no stream, what waits is dropped with every failed try,
+// so that nothing old is ever sent and memory does not grow. Losing messages is
+// safe: raft sends again what matters.
+//
+// The other side's messages come on a stream of its own.
+type Link struct {
+	member roster.Member
+	hello  *kvpb.Hello
+	conn   *grpc.ClientConn
+	events Events
+	queue  queue
+}
+
+// New returns a link that Run will serve. It owns the connection from now on.
+func New(member roster.Member, hello *kvpb.Hello, conn *grpc.ClientConn, events Events) *Link {
+	return &Link{member: member, hello: hello, conn: conn, events: events, queue: queue{wakec: make(chan struct{}, 1)}}
+}
+
+// Member returns whom the link leads to.
+func (l *Link) Member() roster.Member { return l.member }
+
+// Client returns a client for calls to the same member.
+func (l *Link) Client() kvpb.PeerServiceClient { return kvpb.NewPeerServiceClient(l.conn) }
+
+// Send queues a raft message.
+func (l *Link) Send(m *pb.Message) { l.overflow(l.queue.addMessage(m)) }
+
+// Forward queues a batch that the member, as leader, shall propose.
+func (l *Link) Forward(batch []byte) { l.overflow(l.queue.addProposal(batch)) }
+
+// Refuse queues the answer that a batch of the member's was not taken.
+func (l *Link) Refuse(first uint64) { l.overflow(l.queue.addRefusal(first)) }
+
+func (l *Link) overflow(first bool) {
+	if first {
+		l.events.Unreachable(l.member.RaftID)
+	}
+}
+
+// Run sends until the context ends, then closes the connection.
+func (l *Link) Run(ctx context.Context) {
+	defer l.conn.Close() // nothing more to do about an error
+	delay := retryDelayMin
+	for ctx.Err() == nil {
+		worked, err := l.stream(ctx)
+		if l.queue.drop() || worked {
+			l.events.Unreachable(l.member.RaftID)
+		}
+		if err != nil && ctx.Err() == nil {
+			l.events.TurnedAway(l.member.RaftID, err)
+		}
+		if worked {
+			delay = retryDelayMin
+		}
+		pause(ctx, delay/2+rand.N(delay/2)) // jitter: not all members at once
+		delay = min(2*delay, retryDelayMax)
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// stream opens a stream and sends on it until it breaks. It reports whether the
+// other side accepted it.
+func (l *Link) stream(parent context.Context) (worked bool, err error) {
+	ctx, cancel := context.WithCancel(parent)
+	defer cancel()
+	s, err := l.Client().Messages(ctx)
+	if err != nil {
+		return false, err
+	}
+	if err := l.greet(s, cancel); err != nil {
+		return false, err
+	}
+	l.events.Connected(l.member.RaftID)
+	ended := make(chan error, 1) // closed by nobody; the one send never blocks
+	go func() {
+		_, err := s.Recv() // the other side only ever ends the stream
+		cancel()
+		ended <- err
+	}()
+	l.send(ctx, s)
+	cancel()
+	return true, <-ended
+}
+
+// greet says hello and waits for the answer.
+func (l *Link) greet(s grpc.BidiStreamingClient[kvpb.MessagesRequest, kvpb.MessagesResponse], cancel func()) error {
+	timer := time.AfterFunc(helloTimeout, cancel)
+	defer timer.Stop()
+	if err := s.Send(&kvpb.MessagesRequest{Hello: l.hello}); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	} // on io.EOF, Recv tells why
+	resp, err := s.Recv()
+	if err != nil {
+		return err
+	}
+	if id := resp.GetIdentity(); id.GetRaftId() != l.member.RaftID || string(id.GetNonce()) != l.member.Nonce {
+		return fmt.Errorf("raftkv: raft ID %d answers in place of %d", id.GetRaftId(), l.member.RaftID)
+	}
+	return nil
+}
+
+// send sends what is queued until the stream breaks.
+func (l *Link) send(ctx context.Context, s grpc.BidiStreamingClient[kvpb.MessagesRequest, kvpb.MessagesResponse]) {
+	for {
+		frame, err := l.queue.take()
+		if err != nil {
+			l.events.TurnedAway(l.member.RaftID, err)
+			return
+		}
+		if frame == nil {
+			select {
+			case <-l.queue.wakec:
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
+		if s.Send(frame) != nil {
+			return // Recv tells why
+		}
+	}
+}
