@@ -1,0 +1,310 @@
+package raftkv
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"example.com/raftkv/internal/command"
+	"example.com/raftkv/internal/dedup"
+	"example.com/raftkv/internal/keyspace"
+	"example.com/raftkv/internal/outbox"
+	"example.com/raftkv/internal/reads"
+	"example.com/raftkv/internal/roster"
+	"example.com/raftkv/internal/snapshot"
+)
+
+const (
+	// collectMax is the largest List that is gathered under the lock. A larger
+	// one freezes the keyspace instead, which costs later writes a copy.
+	collectMax = 1024
+	// revisionWaitsMax bounds the reads that wait for a revision.
+	revisionWaitsMax = 1 << 16
+)
+
+// An fsm is the state machine: what the log says up to an index. It applies
+// entries in the order of the log and in nothing else: no clock, no randomness,
+// no map order, so that all members compute the same.
+//
+// Invariants:
+//
+//  1. keys, dedup, roster and revision are a function of the log up to index.
+//  2. revision counts the writes that changed a key.
+//  3. A number of an origin is applied at most once, and only while the origin
+//     is a member.
+//  4. When a caller is answered, the state that answers it can be read here.
+//
+// The applier alone writes; readers share mu for as long as it takes to find an
+// item, and the items are immutable.
+type fsm struct {
+	out   *outbox.Outbox
+	reads *reads.Reads
+
+	applied    atomic.Uint64 // a copy of index
+	stateBytes atomic.Int64  // a copy of keys.Bytes()
+
+	mu       sync.RWMutex // guards what follows
+	origin   uint64       // the raft ID of this node
+	index    uint64
+	term     uint64 // of the entry at index
+	revision uint64
+	keys     *keyspace.Keyspace
+	dedup    *dedup.Table
+	roster   *roster.Roster
+	waits    []revisionWait
+	err      error // why nobody can wait any more
+}
+
+// A task is one step of the applier.
+type task struct {
+	index, term uint64
+	data        []byte          // a batch of commands, or
+	roster      *roster.Roster  // the membership that the entry made, or
+	install     *stagedSnapshot // a state in place of ours, or
+	freeze      bool            // keep the state as it is for a snapshot
+}
+
+// A stagedSnapshot is a received state that raft has not accepted yet.
+type stagedSnapshot struct {
+	index, term uint64
+	roster      *roster.Roster
+	revision    uint64
+	keys        *keyspace.Keyspace
+	dedup       *dedup.Table
+}
+
+type revisionWait struct {
+	revision uint64
+	donec    chan struct{} // closed when the revision is there, or on stop
+}
+
+// An answer is the result of a batch of our own.
+type answer struct {
+	first   uint64
+	results []dedup.Result
+}
+
+func newFSM(out *outbox.Outbox, rounds *reads.Reads) *fsm {
+	return &fsm{out: out, reads: rounds, keys: keyspace.New(), dedup: new(dedup.Table), roster: new(roster.Roster)}
+}
+
+// become makes the state that of a member before its first entry.
+func (f *fsm) become(raftID, index, term uint64, r *roster.Roster) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.origin, f.index, f.term = raftID, index, term
+	f.setRoster(r)
+	f.applied.Store(index)
+}
+
+// apply carries out tasks in order and answers the callers whose writes or
+// reads they complete. It returns the frozen states that were asked for. An
+// error means that this node cannot go on; the tasks from there on are not done.
+func (f *fsm) apply(tasks []task) (frozen []*snapshotHandle, err error) {
+	var answers []answer
+	installed := false
+	f.mu.Lock()
+	for _, t := range tasks {
+		switch {
+		case t.freeze:
+			frozen = append(frozen, f.freeze())
+			continue
+		case t.install != nil:
+			f.install(t.install)
+			installed = true
+			continue
+		case t.roster != nil:
+			f.setRoster(t.roster)
+		case len(t.data) > 0:
+			var a answer
+			if a, err = f.applyBatch(t.data); a.results != nil {
+				answers = append(answers, a)
+			}
+		}
+		if err != nil {
+			err = fmt.Errorf("raftkv: apply entry %d: %w", t.index, err)
+			break
+		}
+		f.index, f.term = t.index, t.term
+	}
+	f.publish()
+	var table *dedup.Table
+	if installed {
+		table = f.dedup.Clone()
+	}
+	f.mu.Unlock()
+	f.answer(answers, table)
+	return frozen, err
+}
+
+// publish shows what was applied to those who do not take the lock.
+func (f *fsm) publish() {
+	f.applied.Store(f.index)
+	f.stateBytes.Store(f.keys.Bytes())
+	f.waits = slices.DeleteFunc(f.waits, func(w revisionWait) bool {
+		if w.revision > f.revision {
+			return false
+		}
+		close(w.donec)
+		return true
+	})
+}
+
+// answer wakes callers, after the state that answers them can be read.
+func (f *fsm) answer(answers []answer, installed *dedup.Table) {
+	for _, a := range answers {
+		f.out.Resolve(a.first, a.results)
+	}
+	if installed != nil {
+		f.out.ResolveFrom(installed)
+	}
+	f.reads.Applied(f.applied.Load())
+}
+
+// applyBatch applies the commands that have not been applied before. For a
+// batch of our own it returns the results.
+func (f *fsm) applyBatch(data []byte) (answer, error) {
+	b, err := command.Parse(data)
+	if err != nil {
+		return answer{}, err
+	}
+	a := answer{first: b.First}
+	if !f.dedup.Knows(b.Origin) {
+		return a, nil // removed for good
+	}
+	f.dedup.Advance(b.Origin, b.AnsweredTo)
+	own := b.Origin == f.origin
+	for number, c := range b.All() {
+		r, state := f.dedup.Lookup(b.Origin, number)
+		if state == dedup.Fresh {
+			r, state = f.applyCommand(c), dedup.Applied
+			f.dedup.Record(b.Origin, number, r)
+		}
+		if own && state == dedup.Applied {
+			a.results = append(a.results, r)
+		}
+	}
+	if len(a.results) < b.Len() {
+		a.results = nil // a late copy: answered or abandoned long ago
+	}
+	return a, nil
+}
+
+func (f *fsm) applyCommand(c command.Command) dedup.Result {
+	var current uint64
+	item, ok := f.keys.GetBytes(c.Key)
+	if ok {
+		current = item.Revision
+	}
+	if c.Conditional && c.IfRevision != current {
+		return dedup.Result{Revision: f.revision, Mismatch: true}
+	}
+	if c.Op == command.Delete && !ok {
+		return dedup.Result{Revision: f.revision}
+	}
+	f.revision++
+	if c.Op == command.Delete {
+		f.keys.Delete(c.Key)
+	} else {
+		f.keys.Put(c.Key, c.Value, f.revision)
+	}
+	return dedup.Result{Revision: f.revision}
+}
+
+func (f *fsm) setRoster(r *roster.Roster) {
+	f.roster = r
+	f.dedup.Retain(r.RaftIDs())
+}
+
+func (f *fsm) install(s *stagedSnapshot) {
+	f.index, f.term, f.revision = s.index, s.term, s.revision
+	f.keys, f.dedup, f.roster = s.keys, s.dedup, s.roster
+}
+
+func (f *fsm) freeze() *snapshotHandle {
+	return &snapshotHandle{
+		index: f.index, term: f.term, roster: f.roster, revision: f.revision,
+		view: f.keys.Freeze(), dedup: f.dedup.Clone(), hash: f.hash(),
+	}
+}
+
+// hash covers all of the state: equal on all members at the same index.
+func (f *fsm) hash() uint64 {
+	return snapshot.StateHash(f.keys.Hash(), f.dedup.Hash(), f.roster.Hash(), f.revision)
+}
+
+// status returns the index, the revision and the hash at that index.
+func (f *fsm) status() (index, revision, hash uint64) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.index, f.revision, f.hash()
+}
+
+// get returns a key's item.
+func (f *fsm) get(key string) (*keyspace.Item, bool) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.keys.Get(key)
+}
+
+// list returns a view of the keys in a range.
+func (f *fsm) list(prefix, after string, limit int) *Listing {
+	f.mu.RLock()
+	revision := f.revision
+	items, complete := f.keys.Collect(prefix, after, limit, collectMax)
+	f.mu.RUnlock()
+	if complete {
+		return &Listing{Revision: revision, items: slices.Values(items)}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &Listing{Revision: f.revision, items: f.keys.Freeze().Ascend(prefix, after, limit)}
+}
+
+// awaitRevision returns when a revision has been applied here.
+func (f *fsm) awaitRevision(ctx context.Context, revision uint64) error {
+	f.mu.Lock()
+	switch {
+	case f.revision >= revision:
+		f.mu.Unlock()
+		return nil
+	case f.err != nil:
+		defer f.mu.Unlock()
+		return f.err
+	case len(f.waits) >= revisionWaitsMax:
+		f.mu.Unlock()
+		return fmt.Errorf("%w: %d reads wait for a revision", ErrOverloaded, revisionWaitsMax)
+	}
+	w := revisionWait{revision, make(chan struct{})}
+	f.waits = append(f.waits, w)
+	f.mu.Unlock()
+	select {
+	case <-w.donec:
+		f.mu.RLock()
+		defer f.mu.RUnlock()
+		if f.revision < revision {
+			return f.err
+		}
+		return nil
+	case <-ctx.Done():
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.waits = slices.DeleteFunc(f.waits, func(o revisionWait) bool { return o.donec == w.donec })
+		return fmt.Errorf("wait for revision %d, now %d: %w", revision, f.revision, context.Cause(ctx))
+	}
+}
+
+// fail ends all waits for a revision: the node stops.
+func (f *fsm) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err == nil {
+		f.err = err
+	}
+	for _, w := range f.waits {
+		close(w.donec)
+	}
+	f.waits = nil
+}

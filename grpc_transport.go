@@ -1,0 +1,275 @@
+package raftkv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"example.com/raftkv/internal/firewall"
+	"example.com/raftkv/internal/outbox"
+	"example.com/raftkv/internal/peer"
+	"example.com/raftkv/internal/roster"
+	"example.com/raftkv/internal/wire"
+	kvpb "example.com/raftkv/proto/raftkv/v1"
+)
+
+const (
+	frameBytesMax   = 32 << 20  // what a receiver takes; the largest legal Put is half of it
+	inboxBytesMax   = 128 << 20 // frames that wait for the loop; past it receivers stop reading
+	firstMessageMax = 5 * time.Second
+	snapshotsOutMax = 2 // sent at once
+	snapshotsInMax  = 1 // received at once
+)
+
+// A grpcTransport connects a node with the others: a link to each, which owns
+// the stream on which this node sends, and the server side of theirs. The
+// server's handlers check what they can without the loop's state and hand the
+// rest to it. All its goroutines end in stop.
+type grpcTransport struct {
+	kvpb.UnimplementedPeerServiceServer
+	node   *Node
+	ctx    context.Context // ends with the transport
+	cancel context.CancelFunc
+	inbox  *semaphore.Weighted // bytes of frames that wait for the loop
+	in     *semaphore.Weighted // snapshots being received
+	out    *semaphore.Weighted // snapshots being sent
+
+	mu    sync.Mutex
+	self  *kvpb.Identity
+	links map[uint64]*link
+}
+
+type link struct {
+	*peer.Link
+	cancel context.CancelFunc
+}
+
+func newGRPCTransport(n *Node) *grpcTransport {
+	t := &grpcTransport{
+		node: n, links: make(map[uint64]*link), inbox: semaphore.NewWeighted(inboxBytesMax),
+		in: semaphore.NewWeighted(snapshotsInMax), out: semaphore.NewWeighted(snapshotsOutMax),
+	}
+	t.ctx, t.cancel = context.WithCancel(context.Background())
+	return t
+}
+
+// dial returns a connection to an address. It connects when it is first used.
+func (t *grpcTransport) dial(addr string) (*grpc.ClientConn, error) {
+	dialer := t.node.cfg.Dialer
+	if dialer == nil {
+		dialer = func(ctx context.Context, addr string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", addr)
+		}
+	}
+	conn, err := grpc.NewClient("passthrough:///"+addr,
+		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithContextDialer(dialer),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: 2 * time.Second,
+		}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second, PermitWithoutStream: true}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(frameBytesMax), grpc.MaxCallSendMsgSize(frameBytesMax)),
+		grpc.WithDisableRetry(), grpc.WithDisableServiceConfig(), grpc.WithNoProxy(), grpc.WithIdleTimeout(0),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("raftkv: dial %s: %w", addr, err)
+	}
+	return conn, nil
+}
+
+// connect starts and ends links until they are those to the members given.
+func (t *grpcTransport) connect(self *kvpb.Identity, members []roster.Member) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ctx.Err() != nil {
+		return
+	}
+	t.self = self
+	wanted := make(map[uint64]bool, len(members))
+	for _, m := range members {
+		wanted[m.RaftID] = true
+		if old, ok := t.links[m.RaftID]; ok && old.Member() == m {
+			continue
+		} else if ok {
+			old.cancel()
+		}
+		t.links[m.RaftID] = t.link(m)
+	}
+	for id, l := range t.links {
+		if !wanted[id] {
+			l.cancel()
+			delete(t.links, id)
+		}
+	}
+}
+
+func (t *grpcTransport) link(m roster.Member) *link {
+	ctx, cancel := context.WithCancel(t.ctx)
+	conn, err := t.dial(m.Addr)
+	if err != nil {
+		panic(fmt.Sprintf("raftkv: BUG: %v", err)) // only the options can be wrong
+	}
+	l := &link{peer.New(m, t.hello(m), conn, t), cancel}
+	t.node.start(func() { l.Run(ctx) })
+	return l
+}
+
+// hello returns what this node says to a member first.
+func (t *grpcTransport) hello(to roster.Member) *kvpb.Hello {
+	return &kvpb.Hello{From: t.self, ToId: to.ID(), ToRaftId: to.RaftID, ToNonce: []byte(to.Nonce)}
+}
+
+func (t *grpcTransport) to(raftID uint64) *link {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.links[raftID]
+}
+
+func (t *grpcTransport) send(m *pb.Message) {
+	if l := t.to(m.GetTo()); l != nil {
+		l.Send(m)
+	}
+}
+
+func (t *grpcTransport) forward(to uint64, batch outbox.Batch) {
+	if l := t.to(to); l != nil {
+		l.Forward(batch.Data)
+	}
+}
+
+func (t *grpcTransport) refuse(to, first uint64) {
+	if l := t.to(to); l != nil {
+		l.Refuse(first)
+	}
+}
+
+// Connected is called by links.
+func (t *grpcTransport) Connected(raftID uint64) {
+	t.node.post(func(l *loop) { l.connected(raftID) })
+}
+
+// Unreachable is called by links.
+func (t *grpcTransport) Unreachable(raftID uint64) {
+	t.node.post(func(l *loop) { l.unreachable(raftID) })
+}
+
+// TurnedAway is called by links.
+func (t *grpcTransport) TurnedAway(raftID uint64, err error) {
+	told, ours := wire.FromStatus(err)
+	if !ours {
+		told = err
+	}
+	t.node.post(func(l *loop) { l.turnedAway(raftID, told, ours) })
+}
+
+// Messages receives what another member sends, for as long as both live.
+func (t *grpcTransport) Messages(s grpc.BidiStreamingServer[kvpb.MessagesRequest, kvpb.MessagesResponse]) error {
+	hello, err := first(s.Recv)
+	if err != nil {
+		return t.node.status(err)
+	}
+	var self *kvpb.Identity
+	if doErr := t.node.do(func(l *loop) { self, err = l.identity(), l.welcome(hello.GetHello()) }); doErr != nil || err != nil {
+		return t.node.status(errors.Join(doErr, err))
+	}
+	from := hello.GetHello().GetFrom().GetRaftId()
+	self.RaftId, self.ClusterId = hello.GetHello().GetToRaftId(), hello.GetHello().GetFrom().GetClusterId()
+	if err := s.Send(&kvpb.MessagesResponse{Identity: self}); err != nil {
+		return err
+	}
+	var cut atomic.Pointer[error] // why the loop wants the stream to end
+	for {
+		frame, err := s.Recv()
+		if err != nil {
+			return err
+		}
+		if err := t.take(s.Context(), from, self.RaftId, frame, &cut); err != nil {
+			t.node.post(func(l *loop) { l.blame(from, err) })
+			return t.node.status(fmt.Errorf("%w: %w", ErrInvalid, err))
+		}
+	}
+}
+
+// first receives the first message of a stream, which must come soon. The
+// goroutine ends with the stream.
+func first[T any](recv func() (*T, error)) (*T, error) {
+	type result struct {
+		m   *T
+		err error
+	}
+	c := make(chan result, 1)
+	go func() {
+		m, err := recv()
+		c <- result{m, err}
+	}()
+	timer := time.NewTimer(firstMessageMax)
+	defer timer.Stop()
+	select {
+	case r := <-c:
+		return r.m, r.err
+	case <-timer.C:
+		return nil, fmt.Errorf("%w: no hello within %v", ErrInvalid, firstMessageMax)
+	}
+}
+
+// take checks a frame and hands it to the loop, waiting while too much waits
+// there already. An error says that the peer broke the protocol.
+func (t *grpcTransport) take(ctx context.Context, from, self uint64, frame *kvpb.MessagesRequest, cut *atomic.Pointer[error]) error {
+	if err := cut.Load(); err != nil {
+		return *err
+	}
+	var bytes int64
+	messages := make([]*pb.Message, len(frame.GetMessages()))
+	for i, data := range frame.GetMessages() {
+		m, err := firewall.Decode(data, from, self)
+		if err != nil {
+			return err
+		}
+		messages[i] = m
+		bytes += int64(len(data))
+	}
+	proposals := make([]outbox.Batch, len(frame.GetProposals()))
+	for i, data := range frame.GetProposals() {
+		batch, err := checkBatch(data, from)
+		if err != nil {
+			return err
+		}
+		proposals[i] = batch
+		bytes += int64(len(data))
+	}
+	if err := t.inbox.Acquire(ctx, bytes); err != nil {
+		return nil // the stream has ended; Recv says so
+	}
+	t.node.post(func(l *loop) {
+		defer t.inbox.Release(bytes)
+		if err := l.receive(from, messages); err != nil {
+			cut.Store(&err)
+		}
+		for _, batch := range proposals {
+			l.proposal(from, batch)
+		}
+		for _, r := range frame.GetRefusals() {
+			l.refusedBatch(r.GetFirstSequence())
+		}
+	})
+	return nil
+}
+
+// stop ends all links and transfers. Their goroutines are waited for elsewhere.
+func (t *grpcTransport) stop() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.cancel()
+}

@@ -1,0 +1,224 @@
+package raftkv
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+
+	"example.com/raftkv/internal/roster"
+	kvpb "example.com/raftkv/proto/raftkv/v1"
+)
+
+// protocolVersion is the version of PeerService. Members of different versions
+// refuse each other.
+const protocolVersion = 1
+
+// Who may talk to whom. A process starts blank: it has a member ID, a nonce and
+// nothing else, and can neither vote nor campaign. It becomes a member by
+// founding, or when a member greets it with the raft ID that the cluster has
+// committed for its nonce. Everybody else is refused before a message of theirs
+// reaches raft (DESIGN.md section 7).
+
+// identity says who this process is.
+func (l *loop) identity() *kvpb.Identity {
+	id := &kvpb.Identity{
+		Protocol: protocolVersion, ClusterName: l.cfg.Cluster, Id: l.cfg.ID, Addr: l.cfg.Addr,
+		Nonce: []byte(l.nonce), RaftId: l.raftID,
+		HeartbeatMs: uint64(l.cfg.Timing.Heartbeat.Milliseconds()), ElectionMs: uint64(l.cfg.Timing.Election.Milliseconds()),
+	}
+	if l.raftID != 0 {
+		id.ClusterId = []byte(l.roster.ClusterID)
+	}
+	return id
+}
+
+// checkIdentity refuses whoever cannot be a member of the same cluster, now or
+// later.
+func (l *loop) checkIdentity(from *kvpb.Identity) error {
+	switch {
+	case from.GetProtocol() != protocolVersion:
+		return fmt.Errorf("%w: protocol version %d, this member has %d", ErrMembershipRefused, from.GetProtocol(), protocolVersion)
+	case from.GetClusterName() != l.cfg.Cluster:
+		return fmt.Errorf("%w: member %d belongs to a cluster named %q, this member to one named %q",
+			ErrMembershipRefused, l.cfg.ID, from.GetClusterName(), l.cfg.Cluster)
+	case from.GetId() == 0 || from.GetId() > roster.IDMax || len(from.GetNonce()) != roster.NonceBytes || len(from.GetAddr()) > roster.AddrBytesMax:
+		return fmt.Errorf("%w: malformed identity", ErrInvalid)
+	}
+	return nil
+}
+
+// whoIs answers a process that only asks who this one is, and tells it what the
+// cluster knows under its member ID.
+func (l *loop) whoIs(h *kvpb.Hello) (*kvpb.HelloResponse, error) {
+	if err := l.checkIdentity(h.GetFrom()); err != nil {
+		return nil, err
+	}
+	resp := &kvpb.HelloResponse{Identity: l.identity()}
+	if l.raftID != 0 {
+		if m, ok := l.roster.Newest(h.GetFrom().GetId()); ok {
+			resp.Member = m.Proto()
+		}
+	}
+	return resp, nil
+}
+
+// welcome decides whether a member may open a stream to this process. It may
+// make a blank process a member.
+func (l *loop) welcome(h *kvpb.Hello) error {
+	from := h.GetFrom()
+	if err := l.checkIdentity(from); err != nil {
+		return err
+	}
+	if h.GetToId() != l.cfg.ID {
+		return fmt.Errorf("%w: member %d answers at %s, not %d", ErrMembershipRefused, l.cfg.ID, l.cfg.Addr, h.GetToId())
+	}
+	if roster.MemberID(from.GetRaftId()) != from.GetId() || len(from.GetClusterId()) != roster.NonceBytes {
+		return fmt.Errorf("%w: malformed identity", ErrInvalid)
+	}
+	if l.raw == nil {
+		if err := l.adopt(h); err != nil {
+			return err
+		}
+	}
+	if string(from.GetClusterId()) != l.roster.ClusterID {
+		return fmt.Errorf("%w: member %d belongs to another cluster", ErrMembershipRefused, l.cfg.ID)
+	}
+	if h.GetToRaftId() != l.raftID || string(h.GetToNonce()) != l.nonce {
+		return fmt.Errorf("%w: member %d is another process than the one expected", ErrNotMember, l.cfg.ID)
+	}
+	return l.admit(from)
+}
+
+// adopt makes a blank process the member that a greeting says it is. The nonce
+// proves that the cluster has committed this very process.
+func (l *loop) adopt(h *kvpb.Hello) error {
+	if string(h.GetToNonce()) != l.nonce || roster.MemberID(h.GetToRaftId()) != l.cfg.ID || roster.Number(h.GetToRaftId()) == 0 {
+		if !l.links.strange {
+			l.links.strange = true
+			l.logger.Warn("the cluster knows another process under this member's ID; this one is new and was not added: remove that member and add it again",
+				"cluster", clusterIDText(string(h.GetFrom().GetClusterId())), "said", h.GetFrom().GetAddr())
+		}
+		return fmt.Errorf("%w: member %d is a new process, which the cluster does not know", ErrNotMember, l.cfg.ID)
+	}
+	return l.become(h.GetToRaftId(), roster.Blank(string(h.GetFrom().GetClusterId())), false)
+}
+
+// admit decides whether a process of our cluster is a member. One whose number
+// is above our counter may have been added by entries that have not reached us,
+// and may even lead: raft must hear it (thesis §4.1: servers process messages
+// whoever sends them). It knows our raft ID and nonce, so it has our membership.
+func (l *loop) admit(from *kvpb.Identity) error {
+	m := roster.Member{RaftID: from.GetRaftId(), Addr: from.GetAddr(), Nonce: string(from.GetNonce())}
+	known, ok := l.roster.Lookup(m.RaftID)
+	switch {
+	case ok && known.Nonce != m.Nonce:
+		return fmt.Errorf("%w: member %d has another nonce", ErrMembershipRefused, m.ID())
+	case ok:
+	case l.roster.IsRemoved(m.RaftID):
+		return fmt.Errorf("%w: member %d", ErrRemoved, m.ID())
+	case len(l.links.guests) >= roster.MembersMax:
+		return fmt.Errorf("%w: too many members that are not known yet", ErrOverloaded)
+	default:
+		l.links.guests[m.RaftID] = m
+		l.connect()
+	}
+	l.links.contact[m.RaftID] = l.now
+	return nil
+}
+
+// turnedAway takes the news that a member refuses our stream, or that it cannot
+// be reached. Only what it said itself counts, and only from our cluster: it
+// says that we were removed under a raft ID which nobody else ever has.
+func (l *loop) turnedAway(raftID uint64, err error, told bool) {
+	if told && errors.Is(err, ErrRemoved) {
+		l.removed()
+		return
+	}
+	if m, ok := l.roster.Lookup(raftID); ok && !l.links.lost[raftID] {
+		l.links.lost[raftID] = true
+		l.logger.Warn("no stream to member", "to", m.ID(), "addr", m.Addr, "err", err)
+	}
+}
+
+// connected takes the news that a member has accepted our stream.
+func (l *loop) connected(raftID uint64) {
+	if l.links.lost[raftID] {
+		l.logger.Info("stream to member again", "to", roster.MemberID(raftID))
+	}
+	delete(l.links.lost, raftID)
+}
+
+// blame counts a breach of the protocol by a peer and logs the first.
+func (l *loop) blame(from uint64, err error) {
+	l.refused++
+	if !l.links.blamed[from] {
+		l.links.blamed[from] = true
+		l.logger.Warn("peer breaks the protocol; its stream is cut", "from", roster.MemberID(from), "err", err)
+	}
+}
+
+// bind accepts to found a cluster, if its coordinator means this process and no
+// other founding is under way.
+func (l *loop) bind(h *kvpb.Hello, r *roster.Roster) error {
+	if err := l.checkIdentity(h.GetFrom()); err != nil {
+		return err
+	}
+	m, ok := r.Newest(l.cfg.ID)
+	switch {
+	case l.raw != nil:
+		return fmt.Errorf("%w: member %d", ErrAlreadyInitialized, l.cfg.ID)
+	case l.links.bound != "":
+		return fmt.Errorf("%w: member %d takes part in another founding", ErrMembershipRefused, l.cfg.ID)
+	case !ok || m.Nonce != l.nonce:
+		return fmt.Errorf("%w: member %d is another process than the one expected", ErrNotMember, l.cfg.ID)
+	case r.Index != 1 || r.IsJoint() || len(r.Conf.GetVoters()) != len(r.Members):
+		return fmt.Errorf("%w: malformed founding", ErrInvalid)
+	}
+	l.links.bound = r.ClusterID
+	return nil
+}
+
+// unbind frees a process whose founding did not come about.
+func (l *loop) unbind(r *roster.Roster) {
+	if l.links.bound == r.ClusterID {
+		l.links.bound = ""
+	}
+}
+
+// found founds a cluster that all founders have accepted. The first founder
+// stands for election at once.
+func (l *loop) found(r *roster.Roster) error {
+	if l.raw != nil {
+		if l.roster.ClusterID == r.ClusterID {
+			return nil // another founder's greeting was faster
+		}
+		return fmt.Errorf("%w: member %d", ErrAlreadyInitialized, l.cfg.ID)
+	}
+	m, _ := r.Newest(l.cfg.ID)
+	if err := l.become(m.RaftID, r, true); err != nil {
+		return err
+	}
+	if roster.Number(m.RaftID) == 1 {
+		if err := l.raw.Campaign(); err != nil {
+			return fmt.Errorf("raftkv: campaign: %w", err)
+		}
+	}
+	return nil
+}
+
+// clusterIDText writes a cluster ID for people.
+func clusterIDText(id string) string { return hex.EncodeToString([]byte(id)) }
+
+// membershipText writes a membership for the log.
+func membershipText(r *roster.Roster) string {
+	words := make([]string, len(r.Members))
+	for i, m := range r.Members {
+		role := "learner"
+		if r.IsVoter(m.RaftID) {
+			role = "voter"
+		}
+		words[i] = fmt.Sprintf("%d=%s (%s)", m.ID(), m.Addr, role)
+	}
+	return strings.Join(words, ", ")
+}

@@ -1,0 +1,448 @@
+package raftkv
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+
+	"example.com/raftkv/internal/fault"
+	"example.com/raftkv/internal/membership"
+	"example.com/raftkv/internal/outbox"
+	"example.com/raftkv/internal/reads"
+	"example.com/raftkv/internal/roster"
+)
+
+// A Node is one member of a cluster, or a process that waits to become one. Its
+// methods may be called from any goroutine.
+type Node struct {
+	cfg       Config
+	logger    *slog.Logger
+	loop      *loop // only run touches it
+	fsm       *fsm
+	out       *outbox.Outbox
+	reads     *reads.Reads
+	inbox     inbox
+	tasks     *taskQueue
+	transport *grpcTransport
+	server    *grpc.Server
+	health    *health.Server
+	founding  founding
+	calls     calls
+
+	view  atomic.Pointer[view]
+	stop  stop
+	wg    sync.WaitGroup // every goroutine but supervise and what gRPC starts
+	donec chan struct{}  // closed by supervise when everything has ended
+}
+
+// stop is the end of a node.
+type stop struct {
+	mu    sync.Mutex    // guards cause, and starting goroutines against it
+	cause error         // why, nil while the node runs
+	c     chan struct{} // closed when cause is set
+}
+
+// Start starts a node. It listens when Start returns, but belongs to no
+// cluster before Init, here or on another member that lists it, or AddLearner
+// on a member. The errors are ErrInvalid, naming the field of cfg that is
+// wrong, and that of listening on Addr. On error, a Listener in cfg is closed.
+func Start(cfg Config) (*Node, error) {
+	cfg, err := startable(cfg)
+	if err != nil {
+		if cfg.Listener != nil {
+			_ = cfg.Listener.Close() // the first error matters
+		}
+		return nil, err
+	}
+	n := newNode(cfg)
+	n.server = n.newServer()
+	n.start(n.run)
+	n.start(n.applyTasks)
+	n.start(n.serve)
+	go n.supervise()
+	n.logger.Info("started", "addr", cfg.Addr, "listen", cfg.Listener.Addr().String())
+	return n, nil
+}
+
+// startable checks a configuration and completes it, the listener included.
+func startable(cfg Config) (Config, error) {
+	full, err := cfg.withDefaults()
+	if err != nil {
+		return cfg, err
+	}
+	if full.Listener == nil {
+		if full.Listener, err = net.Listen("tcp", full.Addr); err != nil {
+			return cfg, fmt.Errorf("raftkv: listen on %s: %w", full.Addr, err)
+		}
+	}
+	full.Logger = full.Logger.With("member", full.ID)
+	return full, nil
+}
+
+// newNode makes a blank node without a goroutine.
+func newNode(cfg Config) *Node {
+	n := &Node{
+		cfg: cfg, logger: cfg.Logger, donec: make(chan struct{}),
+		out: outbox.New(outbox.Limits{
+			PendingBytesMax: cfg.Limits.MaxPendingBytes, BatchBytesMax: batchBytesMax,
+			WindowMax: batchesMax, RetryTicks: uint64(cfg.Timing.electionTicks()),
+		}),
+		reads: reads.New(2 * uint64(cfg.Timing.heartbeatTicks())),
+		inbox: inbox{wakec: make(chan struct{}, 1)},
+		tasks: &taskQueue{wakec: make(chan struct{}, 1)}, health: health.NewServer(),
+	}
+	n.stop.c = make(chan struct{})
+	n.fsm = newFSM(n.out, n.reads)
+	n.transport = newGRPCTransport(n)
+	n.loop = &loop{
+		cfg: cfg, logger: n.logger, nonce: randomID(), net: n.transport, fsm: n.fsm, tasks: n.tasks,
+		out: n.out, reads: n.reads, show: n.show, roster: new(roster.Roster),
+		links: links{
+			contact: make(map[uint64]uint64), guests: make(map[uint64]roster.Member),
+			sending: make(map[uint64]bool), lost: make(map[uint64]bool), blamed: make(map[uint64]bool),
+		},
+	}
+	n.loop.worker = membership.New(n.loop, uint64(cfg.Timing.electionTicks()))
+	n.loop.publish()
+	return n
+}
+
+// randomID returns a nonce, a cluster ID or a change ID.
+func randomID() string {
+	id := make([]byte, roster.NonceBytes)
+	_, _ = rand.Read(id) // never fails, says its documentation
+	return string(id)
+}
+
+// show publishes a view and wakes those who wait for one.
+func (n *Node) show(v *view) {
+	if old := n.view.Swap(v); old != nil {
+		close(old.nextc)
+	}
+	n.showHealth(v)
+}
+
+// run drives the loop until the node stops.
+func (n *Node) run() {
+	ticker := time.NewTicker(n.cfg.Timing.Tick)
+	defer ticker.Stop()
+	for {
+		tick := false
+		select {
+		case <-n.inbox.wakec:
+		case <-ticker.C: // drops ticks when we are late, so there never is a burst
+			tick = true
+		case <-n.stop.c:
+			return
+		}
+		for _, f := range n.inbox.take() {
+			f(n.loop)
+		}
+		if tick {
+			n.loop.tick()
+		}
+		runtime.Gosched() // lets callers that are ready add to the batch; measured in raft-guide section 4
+		n.loop.flush()
+		if err := n.loop.process(); err != nil {
+			n.stopFor(err)
+			return
+		}
+		if n.loop.isOver() {
+			n.stopFor(ErrRemoved)
+			return
+		}
+	}
+}
+
+// applyTasks drives the applier until the node stops.
+func (n *Node) applyTasks() {
+	for {
+		select {
+		case <-n.tasks.wakec:
+		case <-n.stop.c:
+			return
+		}
+		tasks, bytes := n.tasks.take()
+		frozen, err := n.fsm.apply(tasks)
+		n.tasks.finish(bytes)
+		if err != nil {
+			n.stopFor(err)
+			return
+		}
+		for _, h := range frozen {
+			n.post(func(l *loop) { l.frozen(h) })
+		}
+		n.inbox.wake() // the window or the queue may have room again
+	}
+}
+
+// start runs a function in a goroutine of the node's. A panic stops the node.
+// After the node has stopped, nothing is started.
+func (n *Node) start(f func()) {
+	n.stop.mu.Lock()
+	defer n.stop.mu.Unlock()
+	if n.stop.cause != nil {
+		return
+	}
+	n.wg.Go(func() {
+		defer n.guard()
+		f()
+	})
+}
+
+// guard turns a panic, ours or raft's, into a stopped node.
+func (n *Node) guard() {
+	if p := recover(); p != nil {
+		n.logger.Error("panic; the node stops", "panic", p, "stack", string(debug.Stack()))
+		n.stopFor(fmt.Errorf("raftkv: BUG: panic: %v", p))
+	}
+}
+
+// stopFor begins to stop the node; the first cause wins.
+func (n *Node) stopFor(cause error) {
+	n.stop.mu.Lock()
+	defer n.stop.mu.Unlock()
+	if n.stop.cause == nil {
+		n.stop.cause = cause
+		close(n.stop.c)
+	}
+}
+
+// stopped returns why the node stops. Only after stop.c is closed.
+func (n *Node) stopped() error {
+	n.stop.mu.Lock()
+	defer n.stop.mu.Unlock()
+	return n.stop.cause
+}
+
+// supervise ends everything once the node stops, from the callers inwards.
+func (n *Node) supervise() {
+	<-n.stop.c
+	cause := n.stopped()
+	n.calls.refuse()
+	n.transport.stop()
+	n.out.Fail(cause)
+	n.reads.Fail(cause)
+	n.fsm.fail(cause)
+	n.server.Stop() // waits for its handlers; their calls on the node have just failed
+	n.wg.Wait()
+	n.loop.worker.Fail(cause) // nobody waits any more; the loop's goroutine has ended
+	if errors.Is(cause, ErrClosed) || errors.Is(cause, ErrRemoved) {
+		n.logger.Info("stopped", "cause", cause)
+	} else {
+		n.logger.Error("stopped", "cause", cause)
+	}
+	close(n.donec)
+}
+
+// Done returns a channel that is closed when the node has stopped, for whatever
+// reason: Close, Shutdown, its removal or a failure.
+func (n *Node) Done() <-chan struct{} { return n.donec }
+
+// Err returns nil until Done is closed, then why the node stopped: ErrClosed,
+// ErrRemoved or what failed.
+func (n *Node) Err() error {
+	select {
+	case <-n.donec:
+		return n.stopped()
+	default:
+		return nil
+	}
+}
+
+// Close stops the node at once and waits until all of it has ended, well under
+// a second. Calls under way return ErrClosed, and ErrOutcomeUnknown if they may
+// still take effect. The error is always nil. Close may be called again.
+func (n *Node) Close() error {
+	n.stopFor(ErrClosed)
+	<-n.donec
+	return nil
+}
+
+// Shutdown stops the node gently: it refuses new calls, hands leadership over
+// if it leads, waits for the calls under way on this node, and then closes it.
+// When ctx ends first it closes the node at once and returns the context's
+// error.
+func (n *Node) Shutdown(ctx context.Context) error {
+	n.calls.refuse()
+	n.health.Shutdown() // nobody should come any more
+	n.handOver(ctx)
+	var err error
+	select {
+	case <-n.calls.idle():
+	case <-n.stop.c:
+	case <-ctx.Done():
+		err = fault.New("raftkv: shutdown: calls were still under way: "+ctx.Err().Error(), context.Cause(ctx))
+	}
+	_ = n.Close() // always nil
+	return err
+}
+
+// An inbox holds what the loop shall do next. It is bounded by those who fill
+// it: frames by the transport's semaphore, the rest by callers that wait.
+type inbox struct {
+	wakec chan struct{} // capacity 1: a pending wake-up covers later ones
+	mu    sync.Mutex
+	items []func(*loop)
+}
+
+func (b *inbox) wake() {
+	select {
+	case b.wakec <- struct{}{}:
+	default:
+	}
+}
+
+func (b *inbox) take() []func(*loop) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	items := b.items
+	b.items = nil
+	return items
+}
+
+// post has the loop do something soon; if the node stops, perhaps never.
+func (n *Node) post(f func(*loop)) {
+	n.inbox.mu.Lock()
+	n.inbox.items = append(n.inbox.items, f)
+	n.inbox.mu.Unlock()
+	n.inbox.wake()
+}
+
+// do has the loop do something and waits for it. The error says that the node
+// has stopped before.
+func (n *Node) do(f func(*loop)) error {
+	donec := make(chan struct{})
+	n.post(func(l *loop) {
+		defer close(donec)
+		f(l)
+	})
+	select {
+	case <-donec:
+		return nil
+	case <-n.stop.c:
+		return n.stopped()
+	}
+}
+
+// doErr is do for functions with an error.
+func (n *Node) doErr(f func(*loop) error) error {
+	c := make(chan error, 1)
+	n.post(func(l *loop) { c <- f(l) })
+	select {
+	case err := <-c:
+		return err
+	case <-n.stop.c:
+		return n.stopped()
+	}
+}
+
+// A taskQueue holds what the applier shall do next, in the order of the log.
+type taskQueue struct {
+	wakec chan struct{} // capacity 1: a pending wake-up covers later ones
+	mu    sync.Mutex
+	tasks []task
+	bytes int64 // of the tasks, and of those being done
+}
+
+func (q *taskQueue) push(tasks []task) {
+	q.mu.Lock()
+	q.tasks = append(q.tasks, tasks...)
+	for _, t := range tasks {
+		q.bytes += int64(len(t.data))
+	}
+	q.mu.Unlock()
+	select {
+	case q.wakec <- struct{}{}:
+	default:
+	}
+}
+
+func (q *taskQueue) take() (tasks []task, bytes int64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	tasks, q.tasks = q.tasks, nil
+	for _, t := range tasks {
+		bytes += int64(len(t.data))
+	}
+	return tasks, bytes
+}
+
+func (q *taskQueue) finish(bytes int64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.bytes -= bytes
+}
+
+// isFull reports whether the applier is so far behind that no more writes
+// should enter the log.
+func (q *taskQueue) isFull() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.bytes > applyBytesMax
+}
+
+// calls counts the calls under way on this node.
+type calls struct {
+	mu     sync.Mutex
+	n      int
+	closed bool
+	idlec  chan struct{} // closed when closed and n is 0; nil until somebody asks
+}
+
+// enter lets a call in, unless the node is stopping.
+func (c *calls) enter() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return false
+	}
+	c.n++
+	return true
+}
+
+func (c *calls) leave() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n--
+	c.signal()
+}
+
+func (c *calls) refuse() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+}
+
+// idle returns a channel that is closed when no call is under way.
+func (c *calls) idle() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.idlec == nil {
+		c.idlec = make(chan struct{})
+	}
+	c.signal()
+	return c.idlec
+}
+
+func (c *calls) signal() {
+	if c.n > 0 || c.idlec == nil {
+		return
+	}
+	select {
+	case <-c.idlec:
+	default:
+		close(c.idlec)
+	}
+}

@@ -1,0 +1,128 @@
+package raftkv
+
+import (
+	"fmt"
+	"slices"
+
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
+	"google.golang.org/protobuf/proto"
+
+	"example.com/raftkv/internal/membership"
+	"example.com/raftkv/internal/roster"
+)
+
+// The loop's part in a membership change: what is committed is applied here,
+// and the worker in internal/membership looks at the loop from here.
+
+// changeRoster applies a membership change to raft and to the roster. It
+// returns nil if the change is refused; then raft must not hear of it.
+func (l *loop) changeRoster(e *pb.Entry) *roster.Roster {
+	cc := new(pb.ConfChangeV2)
+	if err := proto.Unmarshal(e.GetData(), cc); err != nil {
+		l.logger.Error("malformed membership change in the log", "index", e.GetIndex(), "err", err)
+		return nil
+	}
+	next, err := l.roster.Apply(cc, e.GetIndex())
+	if err != nil {
+		l.logger.Debug("membership change refused", "index", e.GetIndex(), "err", err)
+		l.worker.Refused(roster.ChangeID(cc), err)
+		return nil
+	}
+	conf := l.raw.ApplyConfChange(cc)
+	if !roster.SameConf(conf, next.Conf) {
+		panic(fmt.Sprintf("raftkv: BUG: raft has configuration %v, the roster %v", conf, next.Conf))
+	}
+	l.setRoster(next)
+	l.logger.Info("membership changed", "index", next.Index, "members", membershipText(next))
+	return next
+}
+
+// setRoster takes up a membership.
+func (l *loop) setRoster(next *roster.Roster) {
+	_, was := l.roster.Lookup(l.raftID)
+	l.roster = next
+	if _, is := next.Lookup(l.raftID); was && !is {
+		l.removed()
+	}
+	for id := range l.links.guests {
+		if _, known := next.Lookup(id); known || next.IsRemoved(id) {
+			delete(l.links.guests, id)
+		}
+	}
+	for id := range l.log.pins {
+		if _, ok := next.Lookup(id); !ok {
+			l.log.unpin(id)
+		}
+	}
+	for id := range l.links.contact {
+		if next.IsRemoved(id) {
+			delete(l.links.contact, id)
+		}
+	}
+	l.connect()
+	l.publish()
+}
+
+// removed notes that this node is no member any more. It goes on for an
+// election timeout, so that whoever removed it hears of the success, and so
+// that others can learn from it what it knows.
+func (l *loop) removed() {
+	if l.gone == 0 {
+		l.gone = max(l.now, 1)
+		l.logger.Info("removed from the cluster")
+	}
+}
+
+// connect tells the transport whom to be linked with.
+func (l *loop) connect() {
+	members := slices.DeleteFunc(slices.Clone(l.roster.Members), func(m roster.Member) bool { return m.RaftID == l.raftID })
+	for _, g := range l.links.guests {
+		members = append(members, g)
+	}
+	l.net.connect(l.identity(), members)
+}
+
+// successor returns the member ID of the best voter to lead after this leader,
+// or 0 if this node does not lead or nobody can.
+func (l *loop) successor() uint64 {
+	if l.raw == nil || !l.Leads() {
+		return 0
+	}
+	return roster.MemberID(l.worker.Successor(l.roster.Conf.GetVoters()))
+}
+
+// The following methods are what the membership worker sees of the loop.
+
+func (l *loop) Roster() *roster.Roster { return l.roster }
+func (l *loop) Leads() bool            { return l.lead.raftID == l.raftID && l.lead.ready }
+func (l *loop) Self() uint64           { return l.raftID }
+func (l *loop) Transfer(raftID uint64) { l.raw.TransferLeader(raftID) }
+
+func (l *loop) Last() uint64 {
+	last, _ := l.log.LastIndex() // never fails
+	return last
+}
+
+func (l *loop) Progress(raftID uint64) membership.Progress {
+	p := membership.Progress{Answers: l.answers(raftID), TooSlow: l.log.falls(raftID) >= snapshotFallsMax}
+	if raftID == l.raftID {
+		p.Match, p.Replicates = l.Last(), true
+		return p
+	}
+	l.raw.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
+		if id == raftID {
+			p.Match, p.Replicates = pr.Match, pr.State == tracker.StateReplicate
+		}
+	})
+	return p
+}
+
+func (l *loop) Propose(cc *pb.ConfChangeV2) error {
+	err := l.raw.ProposeConfChange(cc)
+	l.change.proposed = l.change.proposed || err == nil
+	return err
+}
+
+func (l *loop) IsPending() bool { return l.change.proposed || l.change.index > l.decided }

@@ -1,0 +1,421 @@
+package raftkv
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"example.com/raftkv/internal/command"
+	"example.com/raftkv/internal/firewall"
+	"example.com/raftkv/internal/membership"
+	"example.com/raftkv/internal/outbox"
+	"example.com/raftkv/internal/raftslog"
+	"example.com/raftkv/internal/reads"
+	"example.com/raftkv/internal/roster"
+	kvpb "example.com/raftkv/proto/raftkv/v1"
+)
+
+const (
+	messageBytesMax     = 1 << 20   // of entries in one message, unless one entry is larger
+	inflightMessagesMax = 256       // appends on their way to one follower
+	inflightBytesMax    = 64 << 20  // likewise
+	committedBytesMax   = 16 << 20  // of entries in one Ready
+	uncommittedBytesMax = 256 << 20 // backstop: the outboxes' windows bound it before
+	batchesMax          = 4         // of one member in flight; more makes batches smaller
+	snapshotFallsMax    = 3         // before a learner is called too slow
+)
+
+// A loop owns the raft state of one node: the RawNode, the log and everything
+// tied to their order. One goroutine at a time calls its methods; none of them
+// blocks, does I/O or looks at a clock. What it is given, it answers through
+// the transport, the task queue and the callbacks of requests, all of which
+// return at once.
+//
+// A round of the loop is: take in what has come (receive, proposal, hello,
+// events), tick if it is time, flush, process. Writes go last, so that what
+// gathered meanwhile travels in one entry.
+//
+// Ordering rules, each from raft-guide section 2.1:
+//
+//  1. What a Ready makes stable is saved before its messages are sent.
+//  2. A membership change is applied before Advance of the Ready that commits
+//     it; else a joint configuration is never left (etcd-io/etcd#12133).
+//  3. Tasks reach the applier in the order of the log.
+type loop struct {
+	cfg    Config
+	logger *slog.Logger
+	nonce  string // of this process
+	net    transport
+	fsm    *fsm
+	tasks  *taskQueue
+	out    *outbox.Outbox
+	reads  *reads.Reads
+	worker *membership.Worker
+	show   func(*view) // publishes what callers may see
+
+	now      uint64 // ticks since the start
+	raw      *raft.RawNode
+	raftID   uint64 // 0 while blank
+	log      *storage
+	roster   *roster.Roster // as of the last entry that was committed
+	decided  uint64         // the index of that entry
+	change   change
+	lead     leadership
+	links    links
+	staged   *stagedSnapshot // what the MsgSnap now being stepped stands for
+	freezing bool            // a frozen state is under way from the applier
+	asked    firewall.Reads  // read confirmations that our heartbeats ask for
+	refused  uint64          // messages that the firewall held back
+	gone     uint64          // the tick at which this node learned of its removal, 0 if not
+}
+
+// leadership is who leads, as this node sees it.
+type leadership struct {
+	raftID uint64 // 0: nobody known
+	term   uint64
+	state  raft.StateType
+	ready  bool   // we lead and have committed an entry of our term
+	since  uint64 // the tick of the last change
+	told   bool   // that calls wait for a leader
+}
+
+// change is the membership change under way in the log. Raft may turn it into
+// an entry without effect, so it is followed by its place: at index or before.
+type change struct {
+	proposed bool   // and not yet in the log
+	index    uint64 // the last index when it had come into the log
+}
+
+// links is what the loop knows of other processes.
+type links struct {
+	contact map[uint64]uint64        // raft ID to the tick of the last message
+	guests  map[uint64]roster.Member // members that our roster does not show yet
+	sending map[uint64]bool          // raft IDs that a snapshot is on its way to
+	lost    map[uint64]bool          // raft IDs without a stream, once that has been logged
+	blamed  map[uint64]bool          // raft IDs that have broken the protocol
+	bound   string                   // the cluster ID of the founding under way here
+	strange bool                     // that we were taken for another process has been logged
+}
+
+// A transport carries messages to other members. Its methods return at once;
+// what cannot be sent is dropped, and raft sends it again.
+type transport interface {
+	// connect makes the members given the ones to be linked with, under the
+	// identity that this node has from now on.
+	connect(self *kvpb.Identity, members []roster.Member)
+	// send sends a raft message.
+	send(m *pb.Message)
+	// forward sends a batch to the leader.
+	forward(to uint64, batch outbox.Batch)
+	// refuse tells a member that its batch was not taken.
+	refuse(to uint64, first uint64)
+	// sendSnapshot sends a state and afterwards has snapshotSent called.
+	sendSnapshot(m *pb.Message, h *snapshotHandle)
+}
+
+// become makes a blank node a member: a founder if the founding roster is
+// given, otherwise one that waits for a leader to send it the state.
+func (l *loop) become(raftID uint64, r *roster.Roster, founding bool) error {
+	l.raftID, l.roster = raftID, r
+	l.log = newStorage(l.cfg.Limits.MaxLogBytes, func() *roster.Roster { return l.roster })
+	var index uint64
+	if founding {
+		index = r.Index
+		if err := l.log.found(r); err != nil {
+			return err
+		}
+	}
+	raw, err := raft.NewRawNode(&raft.Config{
+		ID: raftID, Storage: l.log, Applied: index,
+		ElectionTick: l.cfg.Timing.electionTicks(), HeartbeatTick: l.cfg.Timing.heartbeatTicks(),
+		PreVote: true, CheckQuorum: true, StepDownOnRemoval: true, DisableProposalForwarding: true,
+		ReadOnlyOption: raft.ReadOnlySafe,
+		MaxSizePerMsg:  messageBytesMax, MaxInflightMsgs: inflightMessagesMax, MaxInflightBytes: inflightBytesMax,
+		MaxCommittedSizePerReady: committedBytesMax, MaxUncommittedEntriesSize: uncommittedBytesMax,
+		Logger: raftslog.New(l.logger),
+	})
+	if err != nil {
+		return fmt.Errorf("raftkv: start raft: %w", err)
+	}
+	l.raw, l.decided = raw, index
+	l.fsm.become(raftID, index, min(index, 1), r)
+	l.out.Become(raftID)
+	l.reads.Become(raftID)
+	l.connect()
+	l.logger.Info("joined", "cluster", clusterIDText(r.ClusterID), "founder", founding)
+	l.publish()
+	return nil
+}
+
+// tick advances the node's time by one.
+func (l *loop) tick() {
+	l.now++
+	if l.raw == nil {
+		return
+	}
+	l.raw.Tick()
+	l.tendSnapshots()
+	l.tellWaiting()
+}
+
+// tellWaiting logs, once per time without a leader, that calls wait for one.
+func (l *loop) tellWaiting() {
+	if l.lead.raftID != 0 || l.lead.told || l.now-l.lead.since < 2*uint64(l.cfg.Timing.electionTicks()) {
+		return
+	}
+	if l.out.Waiting() > 0 || l.reads.Waiting() || !l.worker.IsIdle() {
+		l.lead.told = true
+		l.logger.Warn("calls wait for a leader; too few voters can be reached", "silent", l.silent())
+	}
+}
+
+// silent returns the members that have not been heard of for an election
+// timeout.
+func (l *loop) silent() (ids []uint64) {
+	for _, m := range l.roster.Members {
+		if !l.answers(m.RaftID) {
+			ids = append(ids, m.ID())
+		}
+	}
+	return ids
+}
+
+func (l *loop) answers(raftID uint64) bool {
+	if raftID == l.raftID {
+		return true
+	}
+	at, ok := l.links.contact[raftID]
+	return ok && l.now-at <= uint64(l.cfg.Timing.electionTicks())
+}
+
+// receive takes messages that a peer has sent and the firewall's first part has
+// passed. An error says that the peer broke the protocol: cut it off.
+func (l *loop) receive(from uint64, messages []*pb.Message) error {
+	if l.raw == nil {
+		return nil // became blank never happens; a stream from before we joined
+	}
+	l.links.contact[from] = l.now
+	for _, m := range messages {
+		if err := firewall.Check(m, l.firewallView()); errors.Is(err, firewall.ErrDrop) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		if m.GetType() == pb.MsgReadIndex && l.lead.raftID == l.raftID && !l.lead.ready {
+			continue // with one voter raft would answer too early (etcd-io/raft#105); they ask again
+		}
+		if err := l.raw.Step(m); err != nil {
+			l.logger.Debug("message not taken", "type", m.GetType().String(), "from", roster.MemberID(from), "err", err)
+		}
+	}
+	return nil
+}
+
+func (l *loop) firewallView() *firewall.View {
+	status := l.raw.BasicStatus()
+	return &firewall.View{
+		Self: l.raftID, Term: status.GetTerm(), Lead: status.Lead, Last: l.Last(), Commit: status.GetCommit(),
+		ReadsMax: l.asked.Max(status.GetTerm()),
+		TermAt: func(index uint64) (uint64, bool) {
+			term, err := l.log.Term(index)
+			return term, err == nil
+		},
+		IsVoter: l.roster.IsVoter,
+	}
+}
+
+// proposal takes a batch that another member wants in the log. Batches that are
+// not taken are refused, so that the sender tries again.
+func (l *loop) proposal(from uint64, batch outbox.Batch) {
+	if l.raw == nil {
+		return
+	}
+	if l.lead.raftID != l.raftID || l.tasks.isFull() || l.raw.Propose(batch.Data) != nil {
+		l.net.refuse(from, batch.First)
+	}
+}
+
+// refusedBatch takes a peer's answer that it did not take a batch of ours.
+func (l *loop) refusedBatch(first uint64) {
+	l.out.Refused(first, l.now+uint64(l.cfg.Timing.heartbeatTicks()))
+}
+
+// unreachable takes the news that a link has lost messages.
+func (l *loop) unreachable(raftID uint64) {
+	if l.raw == nil {
+		return
+	}
+	if _, ok := l.roster.Lookup(raftID); ok {
+		l.raw.ReportUnreachable(raftID)
+	}
+	if raftID == l.lead.raftID {
+		l.out.CutOff()
+	}
+}
+
+// flush hands raft everything of ours that waits: membership changes, read
+// confirmations, and last the writes.
+func (l *loop) flush() {
+	if l.raw == nil {
+		return
+	}
+	l.worker.Step(l.now)
+	if l.lead.raftID == 0 || l.lead.raftID == l.raftID && !l.lead.ready {
+		return
+	}
+	for context := l.reads.Issue(l.now); context != nil; context = l.reads.Issue(l.now) {
+		l.raw.ReadIndex(context)
+	}
+	l.sendWrites()
+}
+
+// sendWrites puts batches into the log, or sends them to the member that can.
+func (l *loop) sendWrites() {
+	local := l.lead.raftID == l.raftID
+	if local && l.tasks.isFull() {
+		return
+	}
+	route := outbox.Route{Leader: l.lead.raftID, Term: l.lead.term}
+	for _, batch := range l.out.Due(route, l.now, local) {
+		l.sendBatch(batch, local)
+	}
+	for batch, ok := l.out.Next(route, l.now); ok; batch, ok = l.out.Next(route, l.now) {
+		l.sendBatch(batch, local)
+	}
+}
+
+func (l *loop) sendBatch(batch outbox.Batch, local bool) {
+	if !local {
+		l.net.forward(l.lead.raftID, batch)
+		return
+	}
+	if err := l.raw.Propose(batch.Data); err != nil {
+		l.refusedBatch(batch.First) // dropped, during a transfer of leadership: certainly not in the log
+	}
+}
+
+// process carries out all that raft has ready.
+func (l *loop) process() error {
+	if l.raw == nil {
+		return nil
+	}
+	for l.raw.HasReady() {
+		rd := l.raw.Ready()
+		if err := l.handle(rd); err != nil {
+			return err
+		}
+		l.raw.Advance(rd)
+	}
+	if l.log.want && !l.freezing {
+		l.freezing = true
+		l.tasks.push([]task{{freeze: true}})
+	}
+	for _, raftID := range l.log.compact(l.fsm.applied.Load(), l.now) {
+		l.logger.Warn("log outgrew the snapshot on its way", "to", roster.MemberID(raftID), "times", l.log.falls(raftID))
+	}
+	return nil
+}
+
+// handle carries out one Ready. See the rules at loop.
+func (l *loop) handle(rd raft.Ready) error {
+	if !raft.IsEmptySnap(rd.Snapshot) {
+		if err := l.install(rd.Snapshot); err != nil {
+			return err
+		}
+	}
+	if err := l.log.save(rd); err != nil {
+		return err
+	}
+	if l.change.proposed {
+		l.change = change{index: l.Last()}
+	}
+	l.observe(rd)
+	for _, m := range rd.Messages {
+		l.send(m)
+	}
+	for _, rs := range rd.ReadStates {
+		l.reads.Confirm(rs.RequestCtx, rs.Index)
+	}
+	return l.commit(rd.CommittedEntries)
+}
+
+// observe follows leader, state and term.
+func (l *loop) observe(rd raft.Ready) {
+	changed := false
+	if rd.HardState != nil && rd.HardState.GetTerm() != l.lead.term {
+		l.lead.term = rd.HardState.GetTerm()
+		l.lead.ready, changed = false, true
+	}
+	if s := rd.SoftState; s != nil {
+		if s.Lead != l.lead.raftID {
+			l.logger.Info("leader changed", "leader", roster.MemberID(s.Lead), "term", l.lead.term)
+		}
+		l.lead.raftID, l.lead.state, changed = s.Lead, s.RaftState, true
+		l.lead.ready = false
+	}
+	if changed {
+		l.change = change{}
+		l.lead.since, l.lead.told = l.now, false
+		l.reads.AskAgain()
+		l.publish()
+	}
+}
+
+func (l *loop) send(m *pb.Message) {
+	l.asked.Sent(m)
+	if m.GetType() == pb.MsgSnap {
+		l.sendSnapshot(m)
+		return
+	}
+	l.net.send(m)
+}
+
+// commit hands committed entries to the applier. Membership changes are decided
+// here, from replicated state alone: all members refuse the same ones.
+func (l *loop) commit(entries []*pb.Entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	tasks := make([]task, 0, len(entries))
+	for _, e := range entries {
+		t := task{index: e.GetIndex(), term: e.GetTerm()}
+		switch e.GetType() {
+		case pb.EntryNormal:
+			t.data = e.GetData()
+		case pb.EntryConfChangeV2:
+			t.roster = l.changeRoster(e)
+		default:
+			return fmt.Errorf("raftkv: entry %d has unknown type %v", t.index, e.GetType())
+		}
+		l.decided = t.index
+		tasks = append(tasks, t)
+	}
+	l.tasks.push(tasks)
+	if last := entries[len(entries)-1]; l.lead.raftID == l.raftID && !l.lead.ready && last.GetTerm() == l.lead.term {
+		l.lead.ready = true
+		l.reads.AskAgain()
+		l.publish()
+	}
+	return nil
+}
+
+// isOver reports whether a removed node has gone on for long enough.
+func (l *loop) isOver() bool {
+	return l.gone != 0 && l.now-l.gone > uint64(l.cfg.Timing.electionTicks())
+}
+
+// checkBatch checks a batch from a peer before it may be proposed: what is in
+// the log must be readable for everybody.
+func checkBatch(data []byte, origin uint64) (outbox.Batch, error) {
+	b, err := command.Parse(data)
+	if err != nil {
+		return outbox.Batch{}, err
+	}
+	if b.Origin != origin {
+		return outbox.Batch{}, fmt.Errorf("%w: batch of raft ID %d from %d", ErrInvalid, b.Origin, origin)
+	}
+	return outbox.Batch{First: b.First, Data: data}, nil
+}

@@ -1,0 +1,250 @@
+package raftkv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"example.com/raftkv/internal/command"
+	"example.com/raftkv/internal/firewall"
+	"example.com/raftkv/internal/roster"
+	"example.com/raftkv/internal/snapshot"
+	kvpb "example.com/raftkv/proto/raftkv/v1"
+)
+
+const (
+	chunkBytesMax   = 512 << 10 // unless one record is larger
+	chunkTimeout    = 10 * time.Second
+	snapshotKeysMax = 1 << 40 // nobody has so many; a header that says so is garbage
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// sendSnapshot streams a frozen state to a member, on a connection of its own,
+// so that heartbeats and appends do not wait behind it.
+func (t *grpcTransport) sendSnapshot(m *pb.Message, h *snapshotHandle) {
+	to := m.GetTo()
+	l := t.to(to)
+	if l == nil || !t.out.TryAcquire(1) {
+		t.node.post(func(l *loop) {
+			l.snapshotSent(to, fmt.Errorf("%w: as many snapshots as allowed are on their way", ErrOverloaded))
+		})
+		return
+	}
+	hello := t.lockedHello(l.Member())
+	t.node.start(func() {
+		defer t.out.Release(1)
+		err := t.stream(l.Member(), hello, m, h)
+		t.node.post(func(l *loop) { l.snapshotSent(to, err) })
+	})
+}
+
+func (t *grpcTransport) lockedHello(to roster.Member) *kvpb.Hello {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.hello(to)
+}
+
+// A watchdog cancels a context when nothing has moved for a while.
+type watchdog struct {
+	timer  *time.Timer
+	cancel context.CancelFunc
+}
+
+func newWatchdog(parent context.Context) (context.Context, *watchdog) {
+	ctx, cancel := context.WithCancel(parent)
+	return ctx, &watchdog{time.AfterFunc(chunkTimeout, cancel), cancel}
+}
+
+func (w *watchdog) moved() { w.timer.Reset(chunkTimeout) }
+
+func (w *watchdog) stop() {
+	w.timer.Stop()
+	w.cancel()
+}
+
+func (t *grpcTransport) stream(to roster.Member, hello *kvpb.Hello, m *pb.Message, h *snapshotHandle) error {
+	message, err := proto.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("raftkv: marshal snapshot message: %w", err)
+	}
+	conn, err := t.dial(to.Addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close() // nothing more to do about an error
+	ctx, dog := newWatchdog(t.ctx)
+	defer dog.stop()
+	s, err := kvpb.NewPeerServiceClient(conn).Snapshot(ctx)
+	if err != nil {
+		return fmt.Errorf("raftkv: open snapshot stream: %w", err)
+	}
+	send := func(part *kvpb.SnapshotRequest) bool {
+		dog.moved()
+		return s.Send(part) == nil // on an error, CloseAndRecv tells why
+	}
+	header := &kvpb.SnapshotHeader{
+		Hello: hello, Message: message, Roster: h.roster.Proto(), Revision: h.revision,
+		Keys: uint64(h.view.Len()), SizeBytes: uint64(h.view.DataBytes()),
+	}
+	if send(&kvpb.SnapshotRequest{Part: &kvpb.SnapshotRequest_Header{Header: header}}) {
+		sendParts(h, send)
+	}
+	dog.moved()
+	if _, err := s.CloseAndRecv(); err != nil {
+		return fmt.Errorf("raftkv: snapshot to %s: %w", to.Addr, err)
+	}
+	return nil
+}
+
+func sendParts(h *snapshotHandle, send func(*kvpb.SnapshotRequest) bool) {
+	for data := range snapshot.Parts(h.view, h.dedup, chunkBytesMax) {
+		chunk := &kvpb.SnapshotChunk{Crc: crc32.Checksum(data, castagnoli), Data: data}
+		if !send(&kvpb.SnapshotRequest{Part: &kvpb.SnapshotRequest_Chunk{Chunk: chunk}}) {
+			return
+		}
+	}
+	send(&kvpb.SnapshotRequest{Part: &kvpb.SnapshotRequest_Trailer{Trailer: &kvpb.SnapshotTrailer{StateHash: h.hash}}})
+}
+
+// Snapshot receives a state beside the one in force, which goes on; only when
+// it is whole and its hash is right does raft hear of it. It is bounded by what
+// its header declares and by the time between two parts.
+func (t *grpcTransport) Snapshot(s grpc.ClientStreamingServer[kvpb.SnapshotRequest, kvpb.SnapshotResponse]) error {
+	if !t.in.TryAcquire(1) {
+		return t.node.status(fmt.Errorf("%w: another snapshot is being received", ErrOverloaded))
+	}
+	defer t.in.Release(1)
+	r := &snapshotReceiver{parts: make(chan snapshotPart)}
+	ctx, cancel := context.WithCancel(s.Context())
+	defer cancel()
+	go r.pump(ctx, s) // ends with the stream or this call
+	err := r.receive(t.node)
+	if err == nil {
+		err = t.node.doErr(func(l *loop) error { return l.receiveSnapshot(r.message, r.staged) })
+	}
+	if err != nil {
+		return t.node.status(err)
+	}
+	return s.SendAndClose(&kvpb.SnapshotResponse{})
+}
+
+// A snapshotReceiver is one snapshot on its way in.
+type snapshotReceiver struct {
+	parts   chan snapshotPart // pump sends, receive takes; nobody closes
+	message *pb.Message
+	staged  *stagedSnapshot
+}
+
+type snapshotPart struct {
+	req *kvpb.SnapshotRequest
+	err error
+}
+
+// pump moves parts from the stream to receive, so that receive can give up on a
+// sender that has stalled.
+func (r *snapshotReceiver) pump(ctx context.Context, s grpc.ClientStreamingServer[kvpb.SnapshotRequest, kvpb.SnapshotResponse]) {
+	for {
+		req, err := s.Recv()
+		select {
+		case r.parts <- snapshotPart{req, err}:
+		case <-ctx.Done():
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (r *snapshotReceiver) next(timer *time.Timer) (*kvpb.SnapshotRequest, error) {
+	timer.Reset(chunkTimeout)
+	select {
+	case p := <-r.parts:
+		if errors.Is(p.err, io.EOF) {
+			return nil, fmt.Errorf("%w: snapshot ends without a trailer", ErrInvalid)
+		}
+		return p.req, p.err
+	case <-timer.C:
+		return nil, fmt.Errorf("%w: snapshot stalled for %v", ErrInvalid, chunkTimeout)
+	}
+}
+
+func (r *snapshotReceiver) receive(n *Node) error {
+	timer := time.NewTimer(chunkTimeout)
+	defer timer.Stop()
+	req, err := r.next(timer)
+	if err != nil {
+		return err
+	}
+	header := req.GetHeader()
+	if err := n.doErr(func(l *loop) error { return l.welcome(header.GetHello()) }); err != nil {
+		return err
+	}
+	if err := r.open(header); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	builder := snapshot.NewBuilder(header.GetKeys(), header.GetSizeBytes())
+	for {
+		if req, err = r.next(timer); err != nil {
+			return err
+		}
+		if trailer := req.GetTrailer(); trailer != nil {
+			return r.finish(builder, trailer)
+		}
+		chunk := req.GetChunk()
+		if crc32.Checksum(chunk.GetData(), castagnoli) != chunk.GetCrc() {
+			return fmt.Errorf("%w: snapshot chunk with a wrong checksum", ErrInvalid)
+		}
+		if err := builder.Add(chunk.GetData()); err != nil {
+			return fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+	}
+}
+
+// open checks the header, which welcome has bound to this member.
+func (r *snapshotReceiver) open(h *kvpb.SnapshotHeader) error {
+	hello := h.GetHello()
+	m, err := firewall.DecodeSnapshot(h.GetMessage(), hello.GetFrom().GetRaftId(), hello.GetToRaftId())
+	if err != nil {
+		return err
+	}
+	ros, err := roster.FromProto(h.GetRoster())
+	if err != nil {
+		return err
+	}
+	meta := m.GetSnapshot().GetMetadata()
+	switch {
+	case ros.ClusterID != string(hello.GetFrom().GetClusterId()):
+		return errors.New("snapshot of another cluster")
+	case !roster.SameConf(meta.GetConfState(), ros.Conf):
+		return errors.New("snapshot with two configurations")
+	case h.GetKeys() > snapshotKeysMax || h.GetSizeBytes() > h.GetKeys()*(command.KeyBytesMax+command.ValueBytesMax):
+		return errors.New("snapshot with impossible sizes")
+	}
+	r.message = m
+	r.staged = &stagedSnapshot{index: meta.GetIndex(), term: meta.GetTerm(), roster: ros, revision: h.GetRevision()}
+	return nil
+}
+
+func (r *snapshotReceiver) finish(b *snapshot.Builder, trailer *kvpb.SnapshotTrailer) error {
+	keys, table, err := b.Finish()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	s := r.staged
+	s.keys, s.dedup = keys, table
+	table.Retain(s.roster.RaftIDs())
+	if snapshot.StateHash(keys.Hash(), table.Hash(), s.roster.Hash(), s.revision) != trailer.GetStateHash() {
+		return fmt.Errorf("%w: snapshot with a wrong hash", ErrInvalid)
+	}
+	return nil
+}

@@ -1,0 +1,102 @@
+package raftkv
+
+import (
+	"errors"
+	"fmt"
+
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"example.com/raftkv/internal/firewall"
+	"example.com/raftkv/internal/roster"
+)
+
+// pinElections is how many election timeouts the log is kept for a receiver
+// after its snapshot has arrived: until then it has sent its first answer.
+const pinElections = 5
+
+// The life of a snapshot, as the loop sees it. Raft asks the storage for one;
+// the applier freezes the state at its index; raft sends MsgSnap; the transport
+// streams the frozen state and says when the receiver's raft has it. At the
+// receiver the whole state arrives and is checked before raft hears of it.
+
+// sendSnapshot starts to send a state to a member.
+func (l *loop) sendSnapshot(m *pb.Message) {
+	to, h := m.GetTo(), l.log.handle
+	if h == nil || h.index != m.GetSnapshot().GetMetadata().GetIndex() || l.links.sending[to] {
+		l.raw.ReportSnapshot(to, raft.SnapshotFailure) // raft asks again
+		return
+	}
+	l.log.pin(to, h.index, l.pinUntil())
+	l.links.sending[to] = true
+	l.logger.Info("sending snapshot", "to", roster.MemberID(to), "index", h.index, "keys", h.view.Len(), "bytes", h.view.DataBytes())
+	l.net.sendSnapshot(m, h)
+}
+
+func (l *loop) pinUntil() uint64 { return l.now + pinElections*uint64(l.cfg.Timing.electionTicks()) }
+
+// snapshotSent takes the outcome of sendSnapshot.
+func (l *loop) snapshotSent(to uint64, err error) {
+	delete(l.links.sending, to)
+	status := raft.SnapshotFinish
+	if err != nil {
+		status = raft.SnapshotFailure
+		l.logger.Warn("snapshot not sent", "to", roster.MemberID(to), "err", err)
+	}
+	if _, ok := l.roster.Lookup(to); ok {
+		l.raw.ReportSnapshot(to, status)
+	}
+}
+
+// frozen takes the state that the applier has frozen.
+func (l *loop) frozen(h *snapshotHandle) {
+	l.log.handle, l.log.want, l.freezing = h, false, false
+}
+
+// tendSnapshots renews the pins of snapshots on their way and ends those that
+// have done their work. Called every tick.
+func (l *loop) tendSnapshots() {
+	for id, p := range l.log.pins {
+		switch progress := l.Progress(id); {
+		case l.lead.raftID != l.raftID || progress.Replicates && progress.Match >= p.index && !l.links.sending[id]:
+			l.log.unpin(id)
+		case l.links.sending[id]:
+			p.until = l.pinUntil()
+		}
+	}
+}
+
+// receiveSnapshot takes a state that has arrived whole and correct, and reports
+// whether raft took it or had no need of it. An error says that the sender
+// broke the protocol.
+func (l *loop) receiveSnapshot(m *pb.Message, s *stagedSnapshot) error {
+	if l.raw == nil {
+		return fmt.Errorf("%w: this process", ErrNotInitialized)
+	}
+	l.links.contact[m.GetFrom()] = l.now
+	if err := firewall.CheckSnapshot(m, l.firewallView()); errors.Is(err, firewall.ErrDrop) {
+		return nil
+	} else if err != nil {
+		l.blame(m.GetFrom(), err)
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	l.staged = s
+	defer func() { l.staged = nil }()
+	if err := l.raw.Step(m); err != nil {
+		return fmt.Errorf("raftkv: step snapshot: %w", err)
+	}
+	return l.process()
+}
+
+// install puts a received state in the place of ours.
+func (l *loop) install(snap *pb.Snapshot) error {
+	s, meta := l.staged, snap.GetMetadata()
+	if s == nil || s.index != meta.GetIndex() || s.term != meta.GetTerm() {
+		return fmt.Errorf("raftkv: BUG: raft installs a snapshot at %d that was not received", meta.GetIndex())
+	}
+	l.logger.Info("installing snapshot", "index", s.index, "keys", s.keys.Len())
+	l.tasks.push([]task{{index: s.index, term: s.term, install: s}})
+	l.decided = s.index
+	l.setRoster(s.roster)
+	return nil
+}
