@@ -1,0 +1,224 @@
+package raftkv
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"example.com/raftkv/internal/simnet"
+)
+
+// TestMain proves that no test leaves a goroutine behind.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// A cluster is some nodes in this process: on an in-memory network inside a
+// synctest bubble, where time is virtual, or on loopback.
+type cluster struct {
+	t     testing.TB
+	net   *simnet.Network // nil: loopback
+	nodes map[uint64]*Node
+	addrs map[uint64]string
+}
+
+// bubble runs a test with virtual time. Its network is in memory, because time
+// stands still while a goroutine waits for a real one.
+func bubble(t *testing.T, f func(t *testing.T, c *cluster)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		f(t, &cluster{t: t, net: simnet.New(), nodes: make(map[uint64]*Node), addrs: make(map[uint64]string)})
+	})
+}
+
+func loopback(t testing.TB) *cluster {
+	return &cluster{t: t, nodes: make(map[uint64]*Node), addrs: make(map[uint64]string)}
+}
+
+// start starts a blank process. It is closed when the test ends.
+func (c *cluster) start(id uint64, change ...func(*Config)) *Node {
+	c.t.Helper()
+	cfg := Config{ID: id}
+	if os.Getenv("RAFTKV_LOG") != "" {
+		cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	cfg.Listener, cfg.Addr = c.listen(id)
+	if c.net != nil {
+		cfg.Dialer = c.net.Dialer(cfg.Addr)
+	}
+	for _, f := range change {
+		f(&cfg)
+	}
+	n, err := Start(cfg)
+	if err != nil {
+		c.t.Fatalf("start %d: %v", id, err)
+	}
+	c.t.Cleanup(func() { n.Close() })
+	c.nodes[id], c.addrs[id] = n, cfg.Addr
+	return n
+}
+
+func (c *cluster) listen(id uint64) (net.Listener, string) {
+	c.t.Helper()
+	var l net.Listener
+	var err error
+	if c.net != nil {
+		l, err = c.net.Listen(fmt.Sprintf("n%d:1", id))
+	} else {
+		l, err = net.Listen("tcp", "127.0.0.1:0")
+	}
+	if err != nil {
+		c.t.Fatalf("listen: %v", err)
+	}
+	return l, l.Addr().String()
+}
+
+// found starts members 1 to size and founds a cluster of them.
+func (c *cluster) found(size int, change ...func(*Config)) {
+	c.t.Helper()
+	var members []Member
+	for id := uint64(1); id <= uint64(size); id++ {
+		c.start(id, change...)
+		members = append(members, Member{ID: id, Addr: c.addrs[id]})
+	}
+	errc := make(chan error, size)
+	for _, n := range c.nodes {
+		go func() { errc <- n.Init(c.ctx(), members...) }()
+	}
+	for range size {
+		if err := <-errc; err != nil {
+			c.t.Fatalf("init: %v", err)
+		}
+	}
+	c.ready()
+}
+
+// ready waits until all nodes are.
+func (c *cluster) ready() {
+	c.t.Helper()
+	for id, n := range c.nodes {
+		if err := n.Ready(c.ctx()); err != nil {
+			c.t.Fatalf("member %d: %v", id, err)
+		}
+	}
+}
+
+// ctx returns a context that ends with the test, or after 30 seconds.
+func (c *cluster) ctx() context.Context { return c.within(30 * time.Second) }
+
+func (c *cluster) within(d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	c.t.Cleanup(cancel)
+	return ctx
+}
+
+// leader waits until all live nodes agree on a leader, and returns it.
+func (c *cluster) leader() *Node {
+	c.t.Helper()
+	for range 1000 {
+		ids := make(map[uint64]bool)
+		for _, n := range c.nodes {
+			ids[n.Status().Leader] = true
+		}
+		if len(ids) == 1 {
+			for id := range ids {
+				if n := c.nodes[id]; n != nil && n.view.Load().ready {
+					return n
+				}
+			}
+		}
+		c.pause(20 * time.Millisecond)
+	}
+	c.t.Fatal("no leader that all agree on")
+	return nil
+}
+
+// pause lets time pass; outside of a bubble only to poll.
+func (c *cluster) pause(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	<-timer.C
+}
+
+// follower returns some node that does not lead.
+func (c *cluster) follower() *Node {
+	leader := c.leader()
+	for _, id := range c.ids() {
+		if n := c.nodes[id]; n != leader {
+			return n
+		}
+	}
+	c.t.Fatal("no follower")
+	return nil
+}
+
+func (c *cluster) ids() []uint64 {
+	var ids []uint64
+	for id := range c.nodes {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// kill stops a node as a crash would, as far as the others can tell.
+func (c *cluster) kill(n *Node) {
+	c.t.Helper()
+	delete(c.nodes, n.cfg.ID)
+	if c.net != nil {
+		c.net.Isolate(n.cfg.Addr) // no goodbye reaches anybody
+	}
+	n.Close()
+}
+
+func (c *cluster) put(n *Node, key, value string, opts ...WriteOption) uint64 {
+	c.t.Helper()
+	revision, err := n.Put(c.ctx(), key, []byte(value), opts...)
+	if err != nil {
+		c.t.Fatalf("member %d: %v", n.cfg.ID, err)
+	}
+	return revision
+}
+
+// wantValue checks a linearizable read.
+func (c *cluster) wantValue(n *Node, key, want string) {
+	c.t.Helper()
+	kv, err := n.Get(c.ctx(), key)
+	if err != nil || string(kv.Value) != want {
+		c.t.Errorf("member %d: Get(%q) = %q, %v, want %q", n.cfg.ID, key, kv.Value, err, want)
+	}
+}
+
+// wantSameState waits until all nodes have applied the same index and checks
+// that their states are the same.
+func (c *cluster) wantSameState() {
+	c.t.Helper()
+	var last []Status
+	for range 1000 {
+		last = last[:0]
+		for _, id := range c.ids() {
+			last = append(last, c.nodes[id].Status())
+		}
+		same := true
+		for _, s := range last {
+			same = same && s.Applied == last[0].Applied
+		}
+		if same {
+			for _, s := range last {
+				if s.StateHash != last[0].StateHash || s.Revision != last[0].Revision {
+					c.t.Errorf("member %d: state %x at revision %d, member %d: %x at %d",
+						s.ID, s.StateHash, s.Revision, last[0].ID, last[0].StateHash, last[0].Revision)
+				}
+			}
+			return
+		}
+		c.pause(20 * time.Millisecond)
+	}
+	c.t.Errorf("members do not reach the same index: %+v", last)
+}
