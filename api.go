@@ -312,7 +312,9 @@ func (n *Node) read(ctx context.Context, opts []ReadOption) (readOptions, error)
 		return o, fmt.Errorf("%w: limit %d", ErrInvalid, o.limit)
 	}
 	if o.stale || o.revision != 0 {
-		return o, n.fsm.awaitRevision(ctx, o.revision)
+		return o, n.fsm.awaitRevision(ctx, o.revision, func() func() bool {
+			return n.tellIfSlow("read: waits for a revision that this node has not applied", "revision", o.revision)
+		})
 	}
 	return o, n.confirm(ctx)
 }
@@ -368,6 +370,7 @@ func (n *Node) List(ctx context.Context, prefix string, opts ...ReadOption) (*Li
 // started may call it at once. The errors are ErrClosed, ErrRemoved and the
 // context's error with ErrNotInitialized or ErrNoLeader.
 func (n *Node) Ready(ctx context.Context) error {
+	defer n.tellIfSlow("ready: waits until this process belongs to a cluster that has a leader")()
 	for {
 		v := n.view.Load()
 		if _, ok := v.roster.Lookup(v.raftID); ok {

@@ -263,8 +263,9 @@ func (f *fsm) list(prefix, after string, limit int) *Listing {
 	return &Listing{Revision: f.revision, items: f.keys.Freeze().Ascend(prefix, after, limit)}
 }
 
-// awaitRevision returns when a revision has been applied here.
-func (f *fsm) awaitRevision(ctx context.Context, revision uint64) error {
+// awaitRevision returns when a revision has been applied here. If it has to
+// wait, it calls tell, and what that returns when it no longer does.
+func (f *fsm) awaitRevision(ctx context.Context, revision uint64, tell func() func() bool) error {
 	f.mu.Lock()
 	switch {
 	case f.revision >= revision:
@@ -280,6 +281,7 @@ func (f *fsm) awaitRevision(ctx context.Context, revision uint64) error {
 	w := revisionWait{revision, make(chan struct{})}
 	f.waits = append(f.waits, w)
 	f.mu.Unlock()
+	defer tell()()
 	select {
 	case <-w.donec:
 		f.mu.RLock()

@@ -196,8 +196,10 @@ func (t *grpcTransport) Messages(s grpc.BidiStreamingServer[kvpb.MessagesRequest
 			return err
 		}
 		if err := t.take(s.Context(), from, self.RaftId, frame, &cut); err != nil {
-			t.node.post(func(l *loop) { l.blame(from, err) })
-			return t.node.status(fmt.Errorf("%w: %w", ErrInvalid, err))
+			if !errors.Is(err, ErrRemoved) {
+				t.node.post(func(l *loop) { l.blame(from, err) })
+			}
+			return t.node.status(err)
 		}
 	}
 }
@@ -235,7 +237,7 @@ func (t *grpcTransport) take(ctx context.Context, from, self uint64, frame *kvpb
 	for i, data := range frame.GetMessages() {
 		m, err := firewall.Decode(data, from, self)
 		if err != nil {
-			return err
+			return fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 		messages[i] = m
 		bytes += int64(len(data))
@@ -244,7 +246,7 @@ func (t *grpcTransport) take(ctx context.Context, from, self uint64, frame *kvpb
 	for i, data := range frame.GetProposals() {
 		batch, err := checkBatch(data, from)
 		if err != nil {
-			return err
+			return fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 		proposals[i] = batch
 		bytes += int64(len(data))
@@ -254,8 +256,11 @@ func (t *grpcTransport) take(ctx context.Context, from, self uint64, frame *kvpb
 	}
 	t.node.post(func(l *loop) {
 		defer t.inbox.Release(bytes)
-		if err := l.receive(from, messages); err != nil {
+		if err := l.receive(from, messages); errors.As(err, new(*breach)) {
 			cut.Store(&err)
+		} else if err != nil {
+			t.node.stopFor(err)
+			return
 		}
 		for _, batch := range proposals {
 			l.proposal(from, batch)

@@ -93,6 +93,9 @@ func (l *loop) welcome(h *kvpb.Hello) error {
 // adopt makes a blank process the member that a greeting says it is. The nonce
 // proves that the cluster has committed this very process.
 func (l *loop) adopt(h *kvpb.Hello) error {
+	if b := l.links.bound; b != nil && b.ClusterID == string(h.GetFrom().GetClusterId()) {
+		return l.found(b) // the greeting is faster than the commit, or all that is left of it
+	}
 	if string(h.GetToNonce()) != l.nonce || roster.MemberID(h.GetToRaftId()) != l.cfg.ID || roster.Number(h.GetToRaftId()) == 0 {
 		if !l.links.strange {
 			l.links.strange = true
@@ -168,21 +171,21 @@ func (l *loop) bind(h *kvpb.Hello, r *roster.Roster) error {
 	switch {
 	case l.raw != nil:
 		return fmt.Errorf("%w: member %d", ErrAlreadyInitialized, l.cfg.ID)
-	case l.links.bound != "":
+	case l.links.bound != nil:
 		return fmt.Errorf("%w: member %d takes part in another founding", ErrMembershipRefused, l.cfg.ID)
 	case !ok || m.Nonce != l.nonce:
 		return fmt.Errorf("%w: member %d is another process than the one expected", ErrNotMember, l.cfg.ID)
 	case r.Index != 1 || r.IsJoint() || len(r.Conf.GetVoters()) != len(r.Members):
 		return fmt.Errorf("%w: malformed founding", ErrInvalid)
 	}
-	l.links.bound = r.ClusterID
+	l.links.bound = r
 	return nil
 }
 
 // unbind frees a process whose founding did not come about.
 func (l *loop) unbind(r *roster.Roster) {
-	if l.links.bound == r.ClusterID {
-		l.links.bound = ""
+	if b := l.links.bound; b != nil && b.ClusterID == r.ClusterID {
+		l.links.bound = nil
 	}
 }
 

@@ -17,12 +17,10 @@ import (
 )
 
 const (
-	probeTimeout  = 2 * time.Second
-	foundTimeout  = 10 * time.Second
-	initRetry     = 200 * time.Millisecond
-	initLogDelay  = 5 * time.Second // before Init says what it waits for
-	foundersMax   = 15
-	foundingSteps = 2
+	probeTimeout = 2 * time.Second
+	foundTimeout = 10 * time.Second
+	initRetry    = 200 * time.Millisecond
+	foundersMax  = 15
 )
 
 // founding is what a node remembers of its Inits.
@@ -94,10 +92,7 @@ func checkFounders(members []Member, self uint64) error {
 
 // initWith tries until this process is a member or never will be.
 func (n *Node) initWith(ctx context.Context, members []Member) error {
-	log := time.AfterFunc(initLogDelay, func() {
-		n.logger.Warn("init waits until all listed members can be reached and belong to no cluster", "members", membersText(members))
-	})
-	defer log.Stop()
+	defer n.tellIfSlow("init: waits until all listed members can be reached and belong to no cluster", "members", membersText(members))()
 	var last error
 	for {
 		v := n.view.Load()

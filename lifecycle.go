@@ -209,6 +209,15 @@ func (n *Node) guard() {
 	}
 }
 
+// slowCall is how long a call waits before it says in the log what it waits for:
+// a call without a deadline must not hang in silence.
+const slowCall = 5 * time.Second
+
+// tellIfSlow logs a message once unless the function it returns is called soon.
+func (n *Node) tellIfSlow(msg string, attrs ...any) (stop func() bool) {
+	return time.AfterFunc(slowCall, func() { n.logger.Warn(msg, attrs...) }).Stop
+}
+
 // stopFor begins to stop the node; the first cause wins.
 func (n *Node) stopFor(cause error) {
 	n.stop.mu.Lock()
@@ -287,162 +296,4 @@ func (n *Node) Shutdown(ctx context.Context) error {
 	}
 	_ = n.Close() // always nil
 	return err
-}
-
-// An inbox holds what the loop shall do next. It is bounded by those who fill
-// it: frames by the transport's semaphore, the rest by callers that wait.
-type inbox struct {
-	wakec chan struct{} // capacity 1: a pending wake-up covers later ones
-	mu    sync.Mutex
-	items []func(*loop)
-}
-
-func (b *inbox) wake() {
-	select {
-	case b.wakec <- struct{}{}:
-	default:
-	}
-}
-
-func (b *inbox) take() []func(*loop) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	items := b.items
-	b.items = nil
-	return items
-}
-
-// post has the loop do something soon; if the node stops, perhaps never.
-func (n *Node) post(f func(*loop)) {
-	n.inbox.mu.Lock()
-	n.inbox.items = append(n.inbox.items, f)
-	n.inbox.mu.Unlock()
-	n.inbox.wake()
-}
-
-// do has the loop do something and waits for it. The error says that the node
-// has stopped before.
-func (n *Node) do(f func(*loop)) error {
-	donec := make(chan struct{})
-	n.post(func(l *loop) {
-		defer close(donec)
-		f(l)
-	})
-	select {
-	case <-donec:
-		return nil
-	case <-n.stop.c:
-		return n.stopped()
-	}
-}
-
-// doErr is do for functions with an error.
-func (n *Node) doErr(f func(*loop) error) error {
-	c := make(chan error, 1)
-	n.post(func(l *loop) { c <- f(l) })
-	select {
-	case err := <-c:
-		return err
-	case <-n.stop.c:
-		return n.stopped()
-	}
-}
-
-// A taskQueue holds what the applier shall do next, in the order of the log.
-type taskQueue struct {
-	wakec chan struct{} // capacity 1: a pending wake-up covers later ones
-	mu    sync.Mutex
-	tasks []task
-	bytes int64 // of the tasks, and of those being done
-}
-
-func (q *taskQueue) push(tasks []task) {
-	q.mu.Lock()
-	q.tasks = append(q.tasks, tasks...)
-	for _, t := range tasks {
-		q.bytes += int64(len(t.data))
-	}
-	q.mu.Unlock()
-	select {
-	case q.wakec <- struct{}{}:
-	default:
-	}
-}
-
-func (q *taskQueue) take() (tasks []task, bytes int64) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	tasks, q.tasks = q.tasks, nil
-	for _, t := range tasks {
-		bytes += int64(len(t.data))
-	}
-	return tasks, bytes
-}
-
-func (q *taskQueue) finish(bytes int64) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.bytes -= bytes
-}
-
-// isFull reports whether the applier is so far behind that no more writes
-// should enter the log.
-func (q *taskQueue) isFull() bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.bytes > applyBytesMax
-}
-
-// calls counts the calls under way on this node.
-type calls struct {
-	mu     sync.Mutex
-	n      int
-	closed bool
-	idlec  chan struct{} // closed when closed and n is 0; nil until somebody asks
-}
-
-// enter lets a call in, unless the node is stopping.
-func (c *calls) enter() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		return false
-	}
-	c.n++
-	return true
-}
-
-func (c *calls) leave() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.n--
-	c.signal()
-}
-
-func (c *calls) refuse() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.closed = true
-}
-
-// idle returns a channel that is closed when no call is under way.
-func (c *calls) idle() <-chan struct{} {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.idlec == nil {
-		c.idlec = make(chan struct{})
-	}
-	c.signal()
-	return c.idlec
-}
-
-func (c *calls) signal() {
-	if c.n > 0 || c.idlec == nil {
-		return
-	}
-	select {
-	case <-c.idlec:
-	default:
-		close(c.idlec)
-	}
 }

@@ -35,8 +35,26 @@ func (l *loop) changeRoster(e *pb.Entry) *roster.Roster {
 		panic(fmt.Sprintf("raftkv: BUG: raft has configuration %v, the roster %v", conf, next.Conf))
 	}
 	l.setRoster(next)
+	l.leaveInGoodHands()
 	l.logger.Info("membership changed", "index", next.Index, "members", membershipText(next))
 	return next
+}
+
+// leaveInGoodHands hands leadership over if this leader is one of the old voters
+// of a joint configuration and none of the new ones. If it led the cluster out
+// of the joint phase, it would step down the moment that is committed, before
+// the others know; and they could not elect anybody without its vote, which it
+// refuses them because its log is longer (a case of etcd-io/etcd#12359). While
+// a transfer is under way raft does not leave the joint configuration, so this
+// is called before it could, and again on every tick in case the transfer fails.
+func (l *loop) leaveInGoodHands() {
+	incoming := l.roster.Conf.GetVoters()
+	if !l.roster.IsJoint() || l.lead.raftID != l.raftID || slices.Contains(incoming, l.raftID) {
+		return
+	}
+	if to := l.worker.Successor(incoming); to != 0 {
+		l.Transfer(to)
+	}
 }
 
 // setRoster takes up a membership.
@@ -98,7 +116,14 @@ func (l *loop) successor() uint64 {
 func (l *loop) Roster() *roster.Roster { return l.roster }
 func (l *loop) Leads() bool            { return l.lead.raftID == l.raftID && l.lead.ready }
 func (l *loop) Self() uint64           { return l.raftID }
-func (l *loop) Transfer(raftID uint64) { l.raw.TransferLeader(raftID) }
+
+// Transfer is for the leader only: a follower would ask the leader in the name
+// of the member that shall lead.
+func (l *loop) Transfer(raftID uint64) {
+	if l.raw.BasicStatus().RaftState == raft.StateLeader {
+		l.raw.TransferLeader(raftID)
+	}
+}
 
 func (l *loop) Last() uint64 {
 	last, _ := l.log.LastIndex() // never fails
@@ -107,6 +132,7 @@ func (l *loop) Last() uint64 {
 
 func (l *loop) Progress(raftID uint64) membership.Progress {
 	p := membership.Progress{Answers: l.answers(raftID), TooSlow: l.log.falls(raftID) >= snapshotFallsMax}
+	p.Silent = !p.Answers && l.now-l.lead.since > uint64(l.cfg.Timing.electionTicks())
 	if raftID == l.raftID {
 		p.Match, p.Replicates = l.Last(), true
 		return p

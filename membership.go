@@ -110,6 +110,7 @@ func (n *Node) change(ctx context.Context, what string, r *membership.Request) (
 	}
 	defer n.calls.leave()
 	r.ID = randomID()
+	defer n.tellIfSlow("membership change: waits for a leader, for its turn, or for members to catch up", "change", what)()
 	now, err := n.changeSomewhere(ctx, r)
 	if err != nil {
 		return Membership{}, wrap(what, err)

@@ -96,7 +96,7 @@ type links struct {
 	sending map[uint64]bool          // raft IDs that a snapshot is on its way to
 	lost    map[uint64]bool          // raft IDs without a stream, once that has been logged
 	blamed  map[uint64]bool          // raft IDs that have broken the protocol
-	bound   string                   // the cluster ID of the founding under way here
+	bound   *roster.Roster           // of the founding under way here, nil if none
 	strange bool                     // that we were taken for another process has been logged
 }
 
@@ -157,6 +157,7 @@ func (l *loop) tick() {
 		return
 	}
 	l.raw.Tick()
+	l.leaveInGoodHands()
 	l.tendSnapshots()
 	l.tellWaiting()
 }
@@ -192,27 +193,44 @@ func (l *loop) answers(raftID uint64) bool {
 }
 
 // receive takes messages that a peer has sent and the firewall's first part has
-// passed. An error says that the peer broke the protocol: cut it off.
+// passed. A *breach says that the peer broke the protocol; any other error
+// stops this node.
 func (l *loop) receive(from uint64, messages []*pb.Message) error {
-	if l.raw == nil {
-		return nil // became blank never happens; a stream from before we joined
+	if l.roster.IsRemoved(from) {
+		return &breach{fmt.Errorf("%w: member %d", ErrRemoved, roster.MemberID(from))} // so it learns of it
 	}
 	l.links.contact[from] = l.now
 	for _, m := range messages {
-		if err := firewall.Check(m, l.firewallView()); errors.Is(err, firewall.ErrDrop) {
-			continue
-		} else if err != nil {
+		if err := l.step(m); err != nil {
 			return err
-		}
-		if m.GetType() == pb.MsgReadIndex && l.lead.raftID == l.raftID && !l.lead.ready {
-			continue // with one voter raft would answer too early (etcd-io/raft#105); they ask again
-		}
-		if err := l.raw.Step(m); err != nil {
-			l.logger.Debug("message not taken", "type", m.GetType().String(), "from", roster.MemberID(from), "err", err)
 		}
 	}
 	return nil
 }
+
+// step lets a message through the firewall and hands it to raft.
+func (l *loop) step(m *pb.Message) error {
+	v := l.firewallView()
+	if err := firewall.Check(m, v); errors.Is(err, firewall.ErrDrop) {
+		return nil
+	} else if err != nil {
+		return &breach{fmt.Errorf("%w: %w", ErrInvalid, err)}
+	}
+	if m.GetType() == pb.MsgReadIndex && l.lead.raftID == l.raftID && !l.lead.ready {
+		return nil // with one voter raft would answer too early (etcd-io/raft#105); they ask again
+	}
+	rewrites := firewall.Rewrites(m, v)
+	if err := l.raw.Step(m); err != nil {
+		l.logger.Debug("message not taken", "type", m.GetType().String(), "from", roster.MemberID(m.GetFrom()), "err", err)
+	}
+	if rewrites {
+		return l.process() // the firewall must see the log as it is before the next message
+	}
+	return nil
+}
+
+// A breach is a peer's: its stream is cut, and this node goes on.
+type breach struct{ error }
 
 func (l *loop) firewallView() *firewall.View {
 	status := l.raw.BasicStatus()

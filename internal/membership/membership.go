@@ -28,6 +28,7 @@ type Progress struct {
 	Match      uint64 // up to where its log is known to agree
 	Replicates bool   // its log agrees and it is sent entries as they come
 	Answers    bool   // it was heard of within an election timeout
+	Silent     bool   // it was not, although this node has led for longer than that
 	TooSlow    bool   // it was sent snapshots again and again and fell behind each
 }
 
@@ -213,6 +214,8 @@ func (w *Worker) addLearner(r *Request) (bool, error) {
 	p := w.raft.Progress(m.RaftID)
 	switch same := m.Addr == r.Member.Addr; {
 	case same && m.Nonce == r.Member.Nonce:
+	case !p.Answers && !p.Silent:
+		return false, nil // too early to say
 	case !same && p.Answers:
 		return false, fmt.Errorf("%w: member %d runs at %s", fault.ErrMemberAlive, id, m.Addr)
 	case r.Probe != nil:
@@ -270,7 +273,7 @@ func (w *Worker) setVoters(r *Request) (bool, error) {
 	if cc == nil {
 		return !now.IsJoint(), nil
 	}
-	if err := w.checkQuorum(voters); err != nil {
+	if answers, err := w.haveQuorum(voters); err != nil || !answers {
 		return false, err
 	}
 	if !w.haveCaughtUp(now, voters) {
@@ -302,19 +305,25 @@ func (w *Worker) raftIDs(now *roster.Roster, ids []uint64) ([]uint64, error) {
 	return raftIDs, nil
 }
 
-// checkQuorum refuses a set of voters of which too few answer (etcd's strict
-// reconfiguration check).
-func (w *Worker) checkQuorum(voters []uint64) error {
+// haveQuorum reports whether enough of the voters-to-be answer, and refuses
+// them if too few do (etcd's strict reconfiguration check). A new leader has not
+// heard of all yet: then it is too early to say.
+func (w *Worker) haveQuorum(voters []uint64) (bool, error) {
+	var answer int
 	var silent []uint64
 	for _, v := range voters {
-		if !w.raft.Progress(v).Answers {
+		switch p := w.raft.Progress(v); {
+		case p.Answers:
+			answer++
+		case p.Silent:
 			silent = append(silent, roster.MemberID(v))
 		}
 	}
-	if quorum := len(voters)/2 + 1; len(voters)-len(silent) < quorum {
-		return fmt.Errorf("%w: of voters-to-be, member %s does not answer, and %d of %d must", fault.ErrQuorumAtRisk, list(silent), quorum, len(voters))
+	quorum := len(voters)/2 + 1
+	if len(voters)-len(silent) < quorum {
+		return false, fmt.Errorf("%w: of voters-to-be, member %s does not answer, and %d of %d must", fault.ErrQuorumAtRisk, list(silent), quorum, len(voters))
 	}
-	return nil
+	return answer >= quorum, nil
 }
 
 func (w *Worker) haveCaughtUp(now *roster.Roster, voters []uint64) bool {
@@ -361,7 +370,7 @@ func (w *Worker) transfer(r *Request, tick uint64) (bool, error) {
 		return true, nil
 	case !now.IsVoter(m.RaftID):
 		return false, fmt.Errorf("%w: member %d is a learner and cannot lead", fault.ErrMembershipRefused, r.Target)
-	case !w.raft.Progress(m.RaftID).Answers:
+	case w.raft.Progress(m.RaftID).Silent:
 		return false, fmt.Errorf("%w: member %d at %s does not answer", fault.ErrMembershipRefused, r.Target, m.Addr)
 	case r.deadline == 0:
 		r.deadline = tick + w.electionTicks // as long as raft itself tries

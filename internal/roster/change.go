@@ -107,6 +107,9 @@ func (r *Roster) changed(cc *pb.ConfChangeV2) (*pb.ConfState, error) {
 		LastIndex: 1,
 	}
 	var next tracker.Config
+	if t := cc.GetTransition(); t != pb.ConfChangeTransitionAuto {
+		return nil, fmt.Errorf("transition %v: %w", t, fault.ErrMembershipRefused)
+	}
 	if cc.LeaveJoint() {
 		next, _, err = changer.LeaveJoint()
 	} else if autoLeave, ok := cc.EnterJoint(); ok {
@@ -121,10 +124,18 @@ func (r *Roster) changed(cc *pb.ConfChangeV2) (*pb.ConfState, error) {
 	return t.ConfState(), nil
 }
 
-// CheckConf reports whether raft could take up a configuration.
+// CheckConf reports whether raft could take up a configuration and would come
+// to the same one: it panics if not.
 func CheckConf(conf *pb.ConfState) error {
-	_, _, err := restore(conf)
-	return err
+	cfg, _, err := restore(conf)
+	if err != nil {
+		return err
+	}
+	t := tracker.ProgressTracker{Config: cfg}
+	if restored := t.ConfState(); !SameConf(conf, restored) {
+		return fmt.Errorf("configuration %v restores to %v", conf, restored)
+	}
+	return nil
 }
 
 func restore(conf *pb.ConfState) (tracker.Config, tracker.ProgressMap, error) {
