@@ -1,0 +1,5 @@
+//go:build !race
+
+package raftkv
+
+const raceEnabled = false
