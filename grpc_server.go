@@ -23,7 +23,8 @@ const (
 	streamsMax     = 1024     // calls under way on one connection
 	headerBytesMax = 16 << 10 // of one call
 	handshakeMax   = 5 * time.Second
-	listFrameBytes = 256 << 10 // of keys and values in one ListResponse
+	answerTime     = 100 * time.Millisecond // kept for the answer before a deadline
+	listFrameBytes = 256 << 10              // of keys and values in one ListResponse
 	listFrameKeys  = 1024
 )
 
@@ -69,16 +70,39 @@ func (n *Node) showHealth(v *view) {
 	}
 }
 
-// interceptUnary turns a panic in a handler into a stopped node.
+// interceptUnary turns a panic in a handler into a stopped node, and ends calls
+// a little before their deadline.
 func (n *Node) interceptUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	defer n.guardHandler(&err)
+	ctx, cancel := early(ctx)
+	defer cancel()
 	return handler(ctx, req)
 }
 
 func (n *Node) interceptStream(srv any, s grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 	defer n.guardHandler(&err)
-	return handler(srv, s)
+	ctx, cancel := early(s.Context())
+	defer cancel()
+	return handler(srv, &earlyStream{s, ctx})
 }
+
+// early returns a context that ends before the call's deadline does. At the
+// deadline gRPC resets the stream on both sides, and the answer that says what
+// was waited for, and whether anything was done, would never arrive.
+func early(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithDeadline(ctx, deadline.Add(-min(time.Until(deadline)/10, answerTime)))
+}
+
+type earlyStream struct {
+	grpc.ServerStream
+	ctx context.Context // stands for the stream's own
+}
+
+func (s *earlyStream) Context() context.Context { return s.ctx }
 
 func (n *Node) guardHandler(err *error) {
 	if p := recover(); p != nil {

@@ -155,6 +155,14 @@ func (t *grpcTransport) refuse(to, first uint64) {
 	}
 }
 
+func (t *grpcTransport) ping() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, l := range t.links {
+		l.Ping()
+	}
+}
+
 // Connected is called by links.
 func (t *grpcTransport) Connected(raftID uint64) {
 	t.node.post(func(l *loop) { l.connected(raftID) })

@@ -112,6 +112,8 @@ type transport interface {
 	forward(to uint64, batch outbox.Batch)
 	// refuse tells a member that its batch was not taken.
 	refuse(to uint64, first uint64)
+	// ping asks all linked members whether they still take us for a member.
+	ping()
 	// sendSnapshot sends a state and afterwards has snapshotSent called.
 	sendSnapshot(m *pb.Message, h *snapshotHandle)
 }
@@ -148,48 +150,6 @@ func (l *loop) become(raftID uint64, r *roster.Roster, founding bool) error {
 	l.logger.Info("joined", "cluster", clusterIDText(r.ClusterID), "founder", founding)
 	l.publish()
 	return nil
-}
-
-// tick advances the node's time by one.
-func (l *loop) tick() {
-	l.now++
-	if l.raw == nil {
-		return
-	}
-	l.raw.Tick()
-	l.leaveInGoodHands()
-	l.tendSnapshots()
-	l.tellWaiting()
-}
-
-// tellWaiting logs, once per time without a leader, that calls wait for one.
-func (l *loop) tellWaiting() {
-	if l.lead.raftID != 0 || l.lead.told || l.now-l.lead.since < 2*uint64(l.cfg.Timing.electionTicks()) {
-		return
-	}
-	if l.out.Waiting() > 0 || l.reads.Waiting() || !l.worker.IsIdle() {
-		l.lead.told = true
-		l.logger.Warn("calls wait for a leader; too few voters can be reached", "silent", l.silent())
-	}
-}
-
-// silent returns the members that have not been heard of for an election
-// timeout.
-func (l *loop) silent() (ids []uint64) {
-	for _, m := range l.roster.Members {
-		if !l.answers(m.RaftID) {
-			ids = append(ids, m.ID())
-		}
-	}
-	return ids
-}
-
-func (l *loop) answers(raftID uint64) bool {
-	if raftID == l.raftID {
-		return true
-	}
-	at, ok := l.links.contact[raftID]
-	return ok && l.now-at <= uint64(l.cfg.Timing.electionTicks())
 }
 
 // receive takes messages that a peer has sent and the firewall's first part has
@@ -418,11 +378,6 @@ func (l *loop) commit(entries []*pb.Entry) error {
 		l.publish()
 	}
 	return nil
-}
-
-// isOver reports whether a removed node has gone on for long enough.
-func (l *loop) isOver() bool {
-	return l.gone != 0 && l.now-l.gone > uint64(l.cfg.Timing.electionTicks())
 }
 
 // checkBatch checks a batch from a peer before it may be proposed: what is in

@@ -51,7 +51,7 @@ type Outbox struct {
 	err    error  // why nothing can be added any more
 	origin uint64 // the raft ID; 0 while the node is blank
 	next   uint64 // the sequence number of the next command
-	bytes  int64  // of all commands that wait
+	bytes  int64  // of all commands that are held
 	count  int    // of all commands that wait
 	queue  []*batch
 	flight []*batch
@@ -144,28 +144,27 @@ func (o *Outbox) open(size int) *batch {
 func (o *Outbox) Next(route Route, now uint64) (Batch, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for len(o.queue) > 0 && len(o.flight) < o.limits.WindowMax {
-		b := o.queue[0]
-		if b.live > 0 && o.next-1+uint64(b.live)-o.answeredTo() > dedup.Window {
-			return Batch{}, false
-		}
-		o.queue[0] = nil
-		o.queue = o.queue[1:]
-		if b.live == 0 {
-			continue
-		}
-		o.seal(b)
-		o.flight = append(o.flight, b)
-		o.sent(b, route, now)
-		return Batch{b.first, b.data}, true
+	if len(o.queue) == 0 || len(o.flight) >= o.limits.WindowMax {
+		return Batch{}, false
 	}
-	return Batch{}, false
+	b := o.queue[0]
+	if o.next-1+uint64(b.live)-o.answeredTo() > dedup.Window {
+		return Batch{}, false
+	}
+	o.queue[0] = nil
+	o.queue = o.queue[1:]
+	o.seal(b)
+	o.flight = append(o.flight, b)
+	o.sent(b, route, now)
+	return Batch{b.first, b.data}, true
 }
 
 // seal drops the abandoned commands and numbers the others.
 func (o *Outbox) seal(b *batch) {
 	if b.live < len(b.ends) {
+		before := len(b.data)
 		b.compact()
+		o.bytes -= int64(before - len(b.data))
 	}
 	h := command.Header{Origin: o.origin, First: o.next, AnsweredTo: o.answeredTo()}
 	h.Append(b.data[:0])
@@ -323,12 +322,15 @@ func (o *Outbox) Abandon(t Ticket) (sent bool) {
 	}
 	b.gone[t.index] = true
 	b.live--
-	start := command.HeaderBytes
-	if t.index > 0 {
-		start = b.ends[t.index-1]
-	}
-	o.bytes -= int64(b.ends[t.index] - start)
 	o.count--
+	// Its bytes count until they are freed, with the batch or when it is taken:
+	// without a leader nothing is taken, and callers come, give up and come
+	// again for as long as that lasts.
+	if b.live == 0 {
+		i := slices.Index(o.queue, b)
+		o.queue = slices.Delete(o.queue, i, i+1)
+		o.bytes -= int64(len(b.data) - command.HeaderBytes)
+	}
 	return false
 }
 
@@ -381,7 +383,8 @@ func (o *Outbox) Waiting() int {
 	return o.count
 }
 
-// PendingBytes returns how many bytes of commands wait for their answer.
+// PendingBytes returns how many bytes of commands are held: of those that wait
+// for their answer, and of abandoned ones that share a batch with them.
 func (o *Outbox) PendingBytes() int64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()

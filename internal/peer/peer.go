@@ -67,6 +67,10 @@ func (l *Link) Forward(batch []byte) { l.overflow(l.queue.addProposal(batch)) }
 // Refuse queues the answer that a batch of the member's was not taken.
 func (l *Link) Refuse(first uint64) { l.overflow(l.queue.addRefusal(first)) }
 
+// Ping has an empty frame sent, to which the member answers if it no longer
+// takes us for a member.
+func (l *Link) Ping() { l.queue.addPing() }
+
 func (l *Link) overflow(first bool) {
 	if first {
 		l.events.Unreachable(l.member.RaftID)

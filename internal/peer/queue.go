@@ -32,6 +32,7 @@ type queue struct {
 	appends   []*pb.Message
 	proposals [][]byte
 	refusals  []uint64
+	ping      bool // send a frame even if nothing waits
 	bytes     int
 	overflow  bool // something was dropped since the queue was last empty
 }
@@ -77,17 +78,28 @@ func add[T any](q *queue, list *[]T, countMax int, item T, size int) (overflow b
 	}
 	*list = append(*list, item)
 	q.bytes += size
+	q.wake()
+	return false
+}
+
+func (q *queue) addPing() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.ping = true
+	q.wake()
+}
+
+func (q *queue) wake() {
 	select {
 	case q.wakec <- struct{}{}:
 	default: // a wake-up is pending
 	}
-	return false
 }
 
 // take returns the next frame, or nil if nothing waits.
 func (q *queue) take() (*kvpb.MessagesRequest, error) {
-	messages, proposals, refusals := q.cut()
-	if len(messages)+len(proposals)+len(refusals) == 0 {
+	messages, proposals, refusals, ping := q.cut()
+	if len(messages)+len(proposals)+len(refusals) == 0 && !ping {
 		return nil, nil
 	}
 	frame := &kvpb.MessagesRequest{Proposals: proposals}
@@ -106,9 +118,10 @@ func (q *queue) take() (*kvpb.MessagesRequest, error) {
 }
 
 // cut removes what goes into the next frame.
-func (q *queue) cut() (messages []*pb.Message, proposals [][]byte, refusals []uint64) {
+func (q *queue) cut() (messages []*pb.Message, proposals [][]byte, refusals []uint64, ping bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	ping, q.ping = q.ping, false
 	n := min(len(q.control), frameMessages)
 	messages, q.control = q.control[:n:n], q.control[n:]
 	refusals, q.refusals = q.refusals, nil
@@ -132,7 +145,7 @@ func (q *queue) cut() (messages []*pb.Message, proposals [][]byte, refusals []ui
 	if len(q.control)+len(q.appends)+len(q.proposals) == 0 {
 		q.overflow = false
 	}
-	return messages, proposals, refusals
+	return messages, proposals, refusals, ping
 }
 
 // drop empties the queue and reports whether anything was in it.

@@ -287,6 +287,11 @@ func (r *Roster) check() error {
 	case len(r.Changes) > ChangesMax:
 		return fmt.Errorf("%d changes", len(r.Changes))
 	}
+	for _, id := range r.Changes {
+		if len(id) != NonceBytes {
+			return fmt.Errorf("change ID of %d bytes", len(id))
+		}
+	}
 	for i, m := range r.Members {
 		if m.ID() == 0 || m.ID() > IDMax || Number(m.RaftID) == 0 || Number(m.RaftID) > r.Counter {
 			return fmt.Errorf("raft ID %d with counter %d", m.RaftID, r.Counter)

@@ -1,0 +1,66 @@
+package raftkv
+
+// What the loop does as time goes by: ticks are all that it knows of time.
+
+// tick advances the node's time by one.
+func (l *loop) tick() {
+	l.now++
+	if l.raw == nil {
+		return
+	}
+	l.raw.Tick()
+	l.doubtLeader()
+	l.leaveInGoodHands()
+	l.tendSnapshots()
+	l.tellWaiting()
+}
+
+// doubtLeader acts, once per election timeout, on a leader that is not heard of.
+// This node may have been removed without hearing of it: nobody sends to it any
+// more, and as a learner it holds no elections in which it would be told. Raft
+// never lets a learner forget a leader, so that is done here too.
+func (l *loop) doubtLeader() {
+	election := uint64(l.cfg.Timing.electionTicks())
+	if l.now%election != 0 || l.lead.raftID == l.raftID || l.lead.raftID != 0 && l.answers(l.lead.raftID) {
+		return
+	}
+	l.net.ping()
+	if l.lead.raftID != 0 && !l.roster.IsVoter(l.raftID) {
+		_ = l.raw.ForgetLeader() // fails only with lease-based reads
+	}
+}
+
+// tellWaiting logs, once per time without a leader, that calls wait for one.
+func (l *loop) tellWaiting() {
+	if l.lead.raftID != 0 || l.lead.told || l.now-l.lead.since < 2*uint64(l.cfg.Timing.electionTicks()) {
+		return
+	}
+	if l.out.Waiting() > 0 || l.reads.Waiting() || !l.worker.IsIdle() {
+		l.lead.told = true
+		l.logger.Warn("calls wait for a leader; too few voters can be reached", "silent", l.silent())
+	}
+}
+
+// silent returns the members that have not been heard of for an election
+// timeout.
+func (l *loop) silent() (ids []uint64) {
+	for _, m := range l.roster.Members {
+		if !l.answers(m.RaftID) {
+			ids = append(ids, m.ID())
+		}
+	}
+	return ids
+}
+
+func (l *loop) answers(raftID uint64) bool {
+	if raftID == l.raftID {
+		return true
+	}
+	at, ok := l.links.contact[raftID]
+	return ok && l.now-at <= uint64(l.cfg.Timing.electionTicks())
+}
+
+// isOver reports whether a removed node has gone on for long enough.
+func (l *loop) isOver() bool {
+	return l.gone != 0 && l.now-l.gone > uint64(l.cfg.Timing.electionTicks())
+}
