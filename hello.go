@@ -154,7 +154,7 @@ func (l *loop) connected(raftID uint64) {
 
 // blame counts a breach of the protocol by a peer and logs the first.
 func (l *loop) blame(from uint64, err error) {
-	l.refused++
+	l.links.refused++
 	if !l.links.blamed[from] {
 		l.links.blamed[from] = true
 		l.logger.Warn("peer breaks the protocol; its stream is cut", "from", roster.MemberID(from), "err", err)

@@ -77,6 +77,8 @@ func (l *loop) setRoster(next *roster.Roster) {
 	for id := range l.links.contact {
 		if next.IsRemoved(id) {
 			delete(l.links.contact, id)
+			delete(l.links.lost, id)
+			delete(l.links.blamed, id)
 		}
 	}
 	l.connect()
@@ -87,8 +89,8 @@ func (l *loop) setRoster(next *roster.Roster) {
 // election timeout, so that whoever removed it hears of the success, and so
 // that others can learn from it what it knows.
 func (l *loop) removed() {
-	if l.gone == 0 {
-		l.gone = max(l.now, 1)
+	if l.change.gone == 0 {
+		l.change.gone = max(l.now, 1)
 		l.logger.Info("removed from the cluster")
 	}
 }
@@ -151,4 +153,4 @@ func (l *loop) Propose(cc *pb.ConfChangeV2) error {
 	return err
 }
 
-func (l *loop) IsPending() bool { return l.change.proposed || l.change.index > l.decided }
+func (l *loop) IsPending() bool { return l.change.proposed || l.change.index > l.change.decided }

@@ -56,20 +56,16 @@ type loop struct {
 	worker *membership.Worker
 	show   func(*view) // publishes what callers may see
 
-	now      uint64 // ticks since the start
-	raw      *raft.RawNode
-	raftID   uint64 // 0 while blank
-	log      *storage
-	roster   *roster.Roster // as of the last entry that was committed
-	decided  uint64         // the index of that entry
-	change   change
-	lead     leadership
-	links    links
-	staged   *stagedSnapshot // what the MsgSnap now being stepped stands for
-	freezing bool            // a frozen state is under way from the applier
-	asked    firewall.Reads  // read confirmations that our heartbeats ask for
-	refused  uint64          // messages that the firewall held back
-	gone     uint64          // the tick at which this node learned of its removal, 0 if not
+	now    uint64 // ticks since the start
+	raw    *raft.RawNode
+	raftID uint64 // 0 while blank
+	log    *storage
+	roster *roster.Roster // as of the last entry that was committed
+	change change
+	lead   leadership
+	links  links
+	snaps  snaps
+	asked  firewall.Reads // read confirmations that our heartbeats ask for
 }
 
 // leadership is who leads, as this node sees it.
@@ -82,11 +78,19 @@ type leadership struct {
 	told   bool   // that calls wait for a leader
 }
 
-// change is the membership change under way in the log. Raft may turn it into
-// an entry without effect, so it is followed by its place: at index or before.
+// change is how far membership changes are. Raft may turn a proposed one into an
+// entry without effect, so it is followed by its place: at index or before.
 type change struct {
-	proposed bool   // and not yet in the log
+	decided  uint64 // all that is committed up to this index has been decided
+	proposed bool   // something is, and not yet in the log
 	index    uint64 // the last index when it had come into the log
+	gone     uint64 // the tick at which this node learned of its removal, 0 if not
+}
+
+// snaps is what is under way with snapshots, beside what storage keeps.
+type snaps struct {
+	staged   *stagedSnapshot // what the MsgSnap now being stepped stands for
+	freezing bool            // a frozen state is on its way from the applier
 }
 
 // links is what the loop knows of other processes.
@@ -97,6 +101,7 @@ type links struct {
 	lost    map[uint64]bool          // raft IDs without a stream, once that has been logged
 	blamed  map[uint64]bool          // raft IDs that have broken the protocol
 	bound   *roster.Roster           // of the founding under way here, nil if none
+	refused uint64                   // messages that the firewall held back
 	strange bool                     // that we were taken for another process has been logged
 }
 
@@ -142,7 +147,7 @@ func (l *loop) become(raftID uint64, r *roster.Roster, founding bool) error {
 	if err != nil {
 		return fmt.Errorf("raftkv: start raft: %w", err)
 	}
-	l.raw, l.decided = raw, index
+	l.raw, l.change.decided = raw, index
 	l.fsm.become(raftID, index, min(index, 1), r)
 	l.out.Become(raftID)
 	l.reads.Become(raftID)
@@ -287,8 +292,8 @@ func (l *loop) process() error {
 		}
 		l.raw.Advance(rd)
 	}
-	if l.log.want && !l.freezing {
-		l.freezing = true
+	if l.log.want && !l.snaps.freezing {
+		l.snaps.freezing = true
 		l.tasks.push([]task{{freeze: true}})
 	}
 	for _, raftID := range l.log.compact(l.fsm.applied.Load(), l.now) {
@@ -308,7 +313,7 @@ func (l *loop) handle(rd raft.Ready) error {
 		return err
 	}
 	if l.change.proposed {
-		l.change = change{index: l.Last()}
+		l.change.proposed, l.change.index = false, l.Last()
 	}
 	l.observe(rd)
 	for _, m := range rd.Messages {
@@ -335,7 +340,7 @@ func (l *loop) observe(rd raft.Ready) {
 		l.lead.ready = false
 	}
 	if changed {
-		l.change = change{}
+		l.change.proposed, l.change.index = false, 0
 		l.lead.since, l.lead.told = l.now, false
 		l.reads.AskAgain()
 		l.publish()
@@ -368,7 +373,7 @@ func (l *loop) commit(entries []*pb.Entry) error {
 		default:
 			return fmt.Errorf("raftkv: entry %d has unknown type %v", t.index, e.GetType())
 		}
-		l.decided = t.index
+		l.change.decided = t.index
 		tasks = append(tasks, t)
 	}
 	l.tasks.push(tasks)

@@ -50,7 +50,7 @@ func (l *loop) snapshotSent(to uint64, err error) {
 
 // frozen takes the state that the applier has frozen.
 func (l *loop) frozen(h *snapshotHandle) {
-	l.log.handle, l.log.want, l.freezing = h, false, false
+	l.log.handle, l.log.want, l.snaps.freezing = h, false, false
 }
 
 // tendSnapshots renews the pins of snapshots on their way and ends those that
@@ -80,8 +80,8 @@ func (l *loop) receiveSnapshot(m *pb.Message, s *stagedSnapshot) error {
 		l.blame(m.GetFrom(), err)
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	l.staged = s
-	defer func() { l.staged = nil }()
+	l.snaps.staged = s
+	defer func() { l.snaps.staged = nil }()
 	if err := l.raw.Step(m); err != nil {
 		return fmt.Errorf("raftkv: step snapshot: %w", err)
 	}
@@ -90,13 +90,13 @@ func (l *loop) receiveSnapshot(m *pb.Message, s *stagedSnapshot) error {
 
 // install puts a received state in the place of ours.
 func (l *loop) install(snap *pb.Snapshot) error {
-	s, meta := l.staged, snap.GetMetadata()
+	s, meta := l.snaps.staged, snap.GetMetadata()
 	if s == nil || s.index != meta.GetIndex() || s.term != meta.GetTerm() {
 		return fmt.Errorf("raftkv: BUG: raft installs a snapshot at %d that was not received", meta.GetIndex())
 	}
 	l.logger.Info("installing snapshot", "index", s.index, "keys", s.keys.Len())
 	l.tasks.push([]task{{index: s.index, term: s.term, install: s}})
-	l.decided = s.index
+	l.change.decided = s.index
 	l.setRoster(s.roster)
 	return nil
 }

@@ -95,7 +95,7 @@ func roleOf(v *view) Role {
 
 // status returns what only the loop knows.
 func (l *loop) status() (s Status) {
-	s.RefusedMessages = l.refused
+	s.RefusedMessages = l.links.refused
 	if l.raw == nil {
 		return s
 	}
@@ -135,7 +135,7 @@ type view struct {
 func (l *loop) publish() {
 	v := &view{
 		raftID: l.raftID, roster: l.roster, ready: l.lead.ready,
-		state: l.lead.state, term: l.lead.term, gone: l.gone != 0, nextc: make(chan struct{}),
+		state: l.lead.state, term: l.lead.term, gone: l.change.gone != 0, nextc: make(chan struct{}),
 	}
 	if m, ok := l.roster.Lookup(l.lead.raftID); ok {
 		v.leader = m
