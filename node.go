@@ -197,6 +197,8 @@ func (l *loop) step(m *pb.Message) error {
 // A breach is a peer's: its stream is cut, and this node goes on.
 type breach struct{ error }
 
+func (b *breach) Unwrap() error { return b.error }
+
 func (l *loop) firewallView() *firewall.View {
 	status := l.raw.BasicStatus()
 	return &firewall.View{
