@@ -26,7 +26,8 @@ type Config struct {
 	ID uint64
 
 	// Addr is the host:port that peers and clients dial, and the one that the
-	// node listens on unless there is a Listener.
+	// node listens on unless there is a Listener. With a Listener it may be
+	// empty: then it is the Listener's.
 	Addr string
 
 	// Cluster is a name of up to 255 bytes. Members of differently named
@@ -107,6 +108,9 @@ func defaultTo[T comparable](field *T, value T) {
 // withDefaults returns the configuration with every default filled in, or an
 // error that names the field which is wrong.
 func (c Config) withDefaults() (Config, error) {
+	if c.Listener != nil {
+		defaultTo(&c.Addr, c.Listener.Addr().String())
+	}
 	defaultTo(&c.Logger, slog.New(slog.DiscardHandler))
 	defaultTo(&c.Timing.Tick, 50*time.Millisecond)
 	defaultTo(&c.Timing.Heartbeat, 2*c.Timing.Tick)

@@ -293,6 +293,9 @@ func (f *fsm) awaitRevision(ctx context.Context, revision uint64, tell func() fu
 	case <-ctx.Done():
 		f.mu.Lock()
 		defer f.mu.Unlock()
+		if f.revision >= revision {
+			return nil // a result that is known wins over the context
+		}
 		f.waits = slices.DeleteFunc(f.waits, func(o revisionWait) bool { return o.donec == w.donec })
 		return fmt.Errorf("wait for revision %d, now %d: %w", revision, f.revision, context.Cause(ctx))
 	}

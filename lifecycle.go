@@ -158,6 +158,9 @@ func (n *Node) run() {
 			n.stopFor(err)
 			return
 		}
+		if n.loop.isDue() {
+			n.inbox.wake()
+		}
 		if n.loop.isOver() {
 			n.stopFor(ErrRemoved)
 			return
@@ -244,7 +247,7 @@ func (n *Node) supervise() {
 	n.out.Fail(cause)
 	n.reads.Fail(cause)
 	n.fsm.fail(cause)
-	n.server.Stop() // waits for its handlers; their calls on the node have just failed
+	n.stopServer(cause)
 	n.wg.Wait()
 	n.loop.worker.Fail(cause) // nobody waits any more; the loop's goroutine has ended
 	if errors.Is(cause, ErrClosed) || errors.Is(cause, ErrRemoved) {
@@ -253,6 +256,17 @@ func (n *Node) supervise() {
 		n.logger.Error("stopped", "cause", cause)
 	}
 	close(n.donec)
+}
+
+// stopServer stops the server. Its handlers' calls on the node have just failed,
+// so it need not wait for them; unless the node stops on its own account: then
+// callers get the time to read why.
+func (n *Node) stopServer(cause error) {
+	if !errors.Is(cause, ErrClosed) {
+		defer time.AfterFunc(answerTime, n.server.Stop).Stop()
+		n.server.GracefulStop()
+	}
+	n.server.Stop() // waits for handlers
 }
 
 // Done returns a channel that is closed when the node has stopped, for whatever

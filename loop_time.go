@@ -2,6 +2,15 @@ package raftkv
 
 // What the loop does as time goes by: ticks are all that it knows of time.
 
+// isDue reports whether what process did lets flush do more, so that the next
+// round must not wait for a message or a tick.
+func (l *loop) isDue() bool {
+	if l.raw == nil || l.lead.raftID == 0 || l.lead.raftID == l.raftID && !l.lead.ready {
+		return false
+	}
+	return l.reads.IsDue() || !l.worker.IsIdle() && l.change.stepped != l.change.decided
+}
+
 // tick advances the node's time by one.
 func (l *loop) tick() {
 	l.now++

@@ -84,6 +84,7 @@ type change struct {
 	decided  uint64 // all that is committed up to this index has been decided
 	proposed bool   // something is, and not yet in the log
 	index    uint64 // the last index when it had come into the log
+	stepped  uint64 // what decided was when the worker last looked
 	gone     uint64 // the tick at which this node learned of its removal, 0 if not
 }
 
@@ -247,6 +248,7 @@ func (l *loop) flush() {
 	if l.raw == nil {
 		return
 	}
+	l.change.stepped = l.change.decided
 	l.worker.Step(l.now)
 	if l.lead.raftID == 0 || l.lead.raftID == l.raftID && !l.lead.ready {
 		return

@@ -51,6 +51,22 @@ func (l *loop) snapshotSent(to uint64, err error) {
 // frozen takes the state that the applier has frozen.
 func (l *loop) frozen(h *snapshotHandle) {
 	l.log.handle, l.log.want, l.snaps.freezing = h, false, false
+	for _, m := range l.roster.Members {
+		l.retrySnapshot(m.RaftID)
+	}
+}
+
+// retrySnapshot has raft send the snapshot that it could not send before. By
+// itself it would wait for the member's next answer to a heartbeat; so it is
+// given a copy of the last one.
+func (l *loop) retrySnapshot(raftID uint64) {
+	p := l.Progress(raftID)
+	if !l.Leads() || raftID == l.raftID || p.Replicates || !p.Answers || p.Match >= l.log.first {
+		return
+	}
+	_ = l.raw.Step(&pb.Message{ // fails only for messages that no member sends
+		Type: pb.MsgHeartbeatResp.Enum(), From: &raftID, To: &l.raftID, Term: &l.lead.term,
+	})
 }
 
 // tendSnapshots renews the pins of snapshots on their way and ends those that

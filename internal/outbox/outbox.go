@@ -55,6 +55,7 @@ type Outbox struct {
 	count  int    // of all commands that wait
 	queue  []*batch
 	flight []*batch
+	grown  int // how large the latest batch has become
 }
 
 // A batch is a group of commands that share one entry of the log.
@@ -132,7 +133,7 @@ func (o *Outbox) open(size int) *batch {
 	}
 	b := &batch{
 		done: make(chan struct{}),
-		data: make([]byte, command.HeaderBytes, command.HeaderBytes+max(size, 512)),
+		data: make([]byte, command.HeaderBytes, command.HeaderBytes+max(size, 512, o.grown)),
 	}
 	o.queue = append(o.queue, b)
 	return b
@@ -166,6 +167,7 @@ func (o *Outbox) seal(b *batch) {
 		b.compact()
 		o.bytes -= int64(before - len(b.data))
 	}
+	o.grown = min(len(b.data), o.limits.BatchBytesMax) // the next one is likely to be as large
 	h := command.Header{Origin: o.origin, First: o.next, AnsweredTo: o.answeredTo()}
 	h.Append(b.data[:0])
 	b.first = o.next

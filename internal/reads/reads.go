@@ -180,6 +180,13 @@ func (r *Reads) Fail(err error) {
 	r.next, r.asked, r.reached = nil, nil, nil
 }
 
+// IsDue reports whether new readers wait that Issue would let go.
+func (r *Reads) IsDue() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.next != nil && len(r.asked) < RoundsMax
+}
+
 // Waiting reports whether anybody waits for a confirmation.
 func (r *Reads) Waiting() bool {
 	r.mu.Lock()
