@@ -244,6 +244,7 @@ func TestBadSnapshotChangesNothing(t *testing.T) {
 			"another roster":      {header(func(h *kvpb.SnapshotHeader) { h.Roster.ClusterId = []byte(randomID()) })},
 			"garbage for raft":    {header(func(h *kvpb.SnapshotHeader) { h.Message = []byte("garbage") })},
 			"impossible size":     {header(func(h *kvpb.SnapshotHeader) { h.SizeBytes = 1 << 60 })},
+			"a future revision":   {header(func(h *kvpb.SnapshotHeader) { h.Revision = 1 << 62 })},
 			"wrong checksum":      {header(good), chunk(part, 7)},
 			"more than declared":  {header(good), chunk(part, crc32.Checksum(part, castagnoli))},
 			"malformed part":      {header(good), chunk([]byte{0xff}, crc32.Checksum([]byte{0xff}, castagnoli))},

@@ -2,6 +2,8 @@ package raftkv
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -135,7 +137,8 @@ func (s *storage) compact(applied, now uint64) (fallen []uint64) {
 		return nil
 	}
 	upTo := applied
-	for id, p := range s.pins {
+	for _, id := range slices.Sorted(maps.Keys(s.pins)) { // in order, so that a run can be replayed
+		p := s.pins[id]
 		switch {
 		case p.index == 0: // fallen already
 		case now > p.until || s.bytes > 4*s.maxBytes:

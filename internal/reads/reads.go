@@ -12,6 +12,9 @@ const (
 	// RoundsMax is how many rounds wait for their confirmation at once. Readers
 	// that come later share the next one.
 	RoundsMax = 8
+	// ReachedMax is how many confirmed rounds wait for the applier. While it is
+	// so far behind, readers share the next round.
+	ReachedMax = 64
 	// attemptsMax is how many contexts of a round are remembered. An answer to
 	// an older one is ignored; the newer attempts bring their own.
 	attemptsMax = 4
@@ -93,7 +96,7 @@ func (r *Reads) Issue(now uint64) []byte {
 			return r.ask(round, now)
 		}
 	}
-	if r.next == nil || len(r.asked) >= RoundsMax {
+	if !r.isDue() {
 		return nil
 	}
 	round := r.next
@@ -184,7 +187,11 @@ func (r *Reads) Fail(err error) {
 func (r *Reads) IsDue() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.next != nil && len(r.asked) < RoundsMax
+	return r.isDue()
+}
+
+func (r *Reads) isDue() bool {
+	return r.next != nil && len(r.asked) < RoundsMax && len(r.reached) < ReachedMax
 }
 
 // Waiting reports whether anybody waits for a confirmation.

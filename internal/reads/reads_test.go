@@ -363,3 +363,24 @@ func TestConcurrentReadersSeeWhatWasCommittedBefore(t *testing.T) {
 		}
 	}
 }
+
+func TestReadersWaitWhileTheApplierIsFarBehind(t *testing.T) {
+	r := New(4)
+	r.Become(7)
+	for range ReachedMax {
+		if _, _, err := r.Join(); err != nil {
+			t.Fatal(err)
+		}
+		r.Confirm(r.Issue(0), 10)
+	}
+	if _, _, err := r.Join(); err != nil {
+		t.Fatal(err)
+	}
+	if r.IsDue() || r.Issue(0) != nil {
+		t.Errorf("a round is issued although %d wait for the applier", ReachedMax)
+	}
+	r.Applied(10)
+	if !r.IsDue() || r.Issue(0) == nil {
+		t.Error("no round is issued after the applier has caught up")
+	}
+}

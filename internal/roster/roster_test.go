@@ -282,7 +282,7 @@ func TestRosterRemembersTheLatestChanges(t *testing.T) {
 }
 
 func TestTwoRostersFromOneNeverShareChanges(t *testing.T) {
-	r := addLearner(t, three(), 4)
+	r := addLearner(t, addLearner(t, addLearner(t, three(), 4), 8), 9) // room in the slice for a fourth
 	a := apply(t, r, r.AddLearner(id16("a"), 5, "a:1", id16("a")))
 	b := apply(t, r, r.AddLearner(id16("b"), 6, "b:1", id16("b")))
 	if !a.HasChange(id16("a")) || a.HasChange(id16("b")) || b.HasChange(id16("a")) || !b.HasChange(id16("b")) {

@@ -1,0 +1,330 @@
+package peer
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	kvpb "example.com/raftkv/proto/raftkv/v1"
+)
+
+func newQueue() *queue { return &queue{wakec: make(chan struct{}, 1)} }
+
+// heartbeat returns a control message that carries a number.
+func heartbeat(n int) *pb.Message {
+	return &pb.Message{Type: pb.MsgHeartbeat.Enum(), Commit: proto.Uint64(uint64(n))}
+}
+
+// appendOf returns a message with one entry of a size, that carries a number.
+func appendOf(n, size int) *pb.Message {
+	return &pb.Message{Type: pb.MsgApp.Enum(), Commit: proto.Uint64(uint64(n)), Entries: []*pb.Entry{{Data: make([]byte, size)}}}
+}
+
+func take(t *testing.T, q *queue) *kvpb.MessagesRequest {
+	t.Helper()
+	frame, err := q.take()
+	if err != nil {
+		t.Fatalf("take: %v", err)
+	}
+	return frame
+}
+
+// names writes a frame's messages as "h1 a2": kind and number.
+func names(t *testing.T, frame *kvpb.MessagesRequest) []string {
+	t.Helper()
+	var out []string
+	for _, data := range frame.GetMessages() {
+		m := new(pb.Message)
+		if err := proto.Unmarshal(data, m); err != nil {
+			t.Fatalf("message in a frame: %v", err)
+		}
+		kind := "h"
+		if m.GetType() == pb.MsgApp {
+			kind = "a"
+		}
+		out = append(out, fmt.Sprint(kind, m.GetCommit()))
+	}
+	return out
+}
+
+func wantBytes(t *testing.T, q *queue) {
+	t.Helper()
+	want := 0
+	for _, m := range q.appends {
+		want += messageBytes(m)
+	}
+	for _, p := range q.proposals {
+		want += len(p)
+	}
+	if q.bytes != want {
+		t.Errorf("the queue counts %d bytes and has %d", q.bytes, want)
+	}
+}
+
+func TestEmptyQueueHasNoFrame(t *testing.T) {
+	if frame := take(t, newQueue()); frame != nil {
+		t.Errorf("take = %v, want nil", frame)
+	}
+}
+
+func TestControlGoesAheadOfAppendsAndEachKeepsItsOrder(t *testing.T) {
+	q := newQueue()
+	for i := range 3 {
+		q.addMessage(appendOf(i, 10))
+		q.addMessage(heartbeat(i))
+		q.addProposal([]byte{byte(i)})
+		q.addRefusal(uint64(i))
+	}
+	frame := take(t, q)
+	if got, want := fmt.Sprint(names(t, frame)), "[h0 h1 h2 a0 a1 a2]"; got != want {
+		t.Errorf("messages %s, want %s", got, want)
+	}
+	if got, want := fmt.Sprint(frame.GetProposals()), "[[0] [1] [2]]"; got != want {
+		t.Errorf("proposals %s, want %s", got, want)
+	}
+	for i, r := range frame.GetRefusals() {
+		if r.GetFirstSequence() != uint64(i) {
+			t.Errorf("refusal %d is of %d", i, r.GetFirstSequence())
+		}
+	}
+	if len(frame.GetRefusals()) != 3 || take(t, q) != nil {
+		t.Errorf("%d refusals, or a second frame, want 3 and none", len(frame.GetRefusals()))
+	}
+	wantBytes(t, q)
+}
+
+func TestControlOvertakesAppendsThatWait(t *testing.T) {
+	q := newQueue()
+	for i := range 4 {
+		q.addMessage(appendOf(i, FrameBytesMax/2+1))
+	}
+	if got := fmt.Sprint(names(t, take(t, q))); got != "[a0]" {
+		t.Errorf("first frame %s, want [a0]", got)
+	}
+	q.addMessage(heartbeat(9))
+	if got := fmt.Sprint(names(t, take(t, q))); got != "[h9 a1]" {
+		t.Errorf("second frame %s, want [h9 a1]", got)
+	}
+}
+
+func TestMessageArrivesUnchanged(t *testing.T) {
+	q := newQueue()
+	m := appendOf(3, 5)
+	m.Entries[0].Index, m.Entries[0].Term = proto.Uint64(7), proto.Uint64(2)
+	copy(m.Entries[0].Data, "hello")
+	q.addMessage(m)
+	got := new(pb.Message)
+	if err := proto.Unmarshal(take(t, q).GetMessages()[0], got); err != nil || !proto.Equal(got, m) {
+		t.Errorf("got %v, %v, want %v", got, err, m)
+	}
+}
+
+func TestFramesKeepToTheirSize(t *testing.T) {
+	const seed = 5
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1))
+	q := newQueue()
+	added := 0
+	for range 300 {
+		q.addMessage(appendOf(added, rng.IntN(40_000)))
+		q.addProposal(make([]byte, rng.IntN(20_000)))
+		added++
+	}
+	appends, proposals, frames := 0, 0, 0
+	for frame := take(t, q); frame != nil; frame = take(t, q) {
+		if size := proto.Size(frame); size > FrameBytesMax+4*len(frame.GetProposals()) {
+			t.Errorf("frame of %d bytes, want at most %d", size, FrameBytesMax)
+		}
+		for _, name := range names(t, frame) {
+			if want := fmt.Sprint("a", appends); name != want {
+				t.Fatalf("message %s, want %s", name, want)
+			}
+			appends++
+		}
+		proposals += len(frame.GetProposals())
+		frames++
+		wantBytes(t, q)
+	}
+	if appends != added || proposals != added || frames < 9 {
+		t.Errorf("%d appends and %d proposals of %d in %d frames, want all in at least 9", appends, proposals, added, frames)
+	}
+}
+
+func TestLargeMessageHasAFrameOfItsOwn(t *testing.T) {
+	q := newQueue()
+	q.addMessage(appendOf(1, 10))
+	q.addMessage(appendOf(2, 5*FrameBytesMax))
+	q.addMessage(appendOf(3, 10))
+	q.addProposal(make([]byte, 3*FrameBytesMax))
+	for _, want := range []string{"[a1]", "[a2]", "[a3]"} {
+		frame := take(t, q)
+		if got := fmt.Sprint(names(t, frame)); got != want || len(frame.GetProposals()) != 0 {
+			t.Errorf("frame %s with %d proposals, want %s alone", got, len(frame.GetProposals()), want)
+		}
+	}
+	if frame := take(t, q); len(frame.GetProposals()) != 1 {
+		t.Errorf("last frame %v, want the proposal", frame)
+	}
+	wantBytes(t, q)
+}
+
+func TestFramesHoldABoundedNumberOfMessages(t *testing.T) {
+	q := newQueue()
+	for i := range frameMessages + 10 {
+		q.addMessage(heartbeat(i))
+	}
+	q.addMessage(appendOf(0, 1))
+	if got := len(take(t, q).GetMessages()); got != frameMessages {
+		t.Errorf("the first frame has %d messages, want %d", got, frameMessages)
+	}
+	if got := len(take(t, q).GetMessages()); got != 11 {
+		t.Errorf("the second frame has %d messages, want 11", got)
+	}
+}
+
+func TestQueueIsBoundedByCount(t *testing.T) {
+	for name, c := range map[string]struct {
+		most int
+		add  func(q *queue) bool
+		len  func(q *queue) int
+	}{
+		"control":   {controlMax, func(q *queue) bool { return q.addMessage(heartbeat(0)) }, func(q *queue) int { return len(q.control) }},
+		"appends":   {appendsMax, func(q *queue) bool { return q.addMessage(appendOf(0, 0)) }, func(q *queue) int { return len(q.appends) }},
+		"proposals": {appendsMax, func(q *queue) bool { return q.addProposal([]byte{1}) }, func(q *queue) int { return len(q.proposals) }},
+		"refusals":  {controlMax, func(q *queue) bool { return q.addRefusal(1) }, func(q *queue) int { return len(q.refusals) }},
+	} {
+		q := newQueue()
+		for i := range c.most {
+			if c.add(q) {
+				t.Fatalf("%s: number %d overflows, want room for %d", name, i, c.most)
+			}
+		}
+		if !c.add(q) || c.add(q) || c.len(q) != c.most {
+			t.Errorf("%s: the queue took %d, or did not report the first that it dropped, once", name, c.len(q))
+		}
+	}
+}
+
+func TestQueueIsBoundedByBytes(t *testing.T) {
+	q := newQueue()
+	const size = 8 << 20
+	data := make([]byte, size)
+	shared := func(n int) *pb.Message { // no memory for each
+		return &pb.Message{Type: pb.MsgApp.Enum(), Commit: proto.Uint64(uint64(n)), Entries: []*pb.Entry{{Data: data}}}
+	}
+	n := 0
+	for ; !q.addMessage(shared(n)); n++ {
+	}
+	if n != queueBytesMax/size-1 { // each is a little larger than its data
+		t.Errorf("the queue took %d messages of %d bytes, want %d", n, size, queueBytesMax/size-1)
+	}
+	if q.addMessage(heartbeat(1)) || len(q.control) != 1 {
+		t.Error("a control message was dropped for want of bytes")
+	}
+	wantBytes(t, q)
+}
+
+func TestEmptyQueueTakesAnySize(t *testing.T) {
+	q := newQueue()
+	huge := make([]byte, queueBytesMax+1)
+	if q.addProposal(huge) {
+		t.Error("an empty queue dropped a large batch")
+	}
+	if !q.addProposal([]byte{1}) {
+		t.Error("a queue beyond its bytes took another batch")
+	}
+}
+
+func TestOverflowIsReportedOncePerIncident(t *testing.T) {
+	q := newQueue()
+	fill := func() {
+		for len(q.refusals) < controlMax {
+			q.addRefusal(1)
+		}
+	}
+	fill()
+	reports := 0
+	for range 10 {
+		if q.addRefusal(1) {
+			reports++
+		}
+	}
+	if reports != 1 {
+		t.Errorf("%d reports of one overflow, want 1", reports)
+	}
+	take(t, q)
+	fill()
+	if !q.addRefusal(1) {
+		t.Error("a second incident, after the queue had been empty, was not reported")
+	}
+	q.drop()
+	fill()
+	if !q.addRefusal(1) {
+		t.Error("an incident after a drop was not reported")
+	}
+}
+
+func TestOverflowGoesOnUntilTheQueueIsEmpty(t *testing.T) {
+	q := newQueue()
+	for i := range controlMax + 1 {
+		q.addMessage(heartbeat(i))
+	}
+	take(t, q)
+	for range frameMessages {
+		q.addMessage(heartbeat(0))
+	}
+	if q.addMessage(heartbeat(0)) {
+		t.Error("the same overflow was reported twice")
+	}
+}
+
+func TestDropEmptiesTheQueue(t *testing.T) {
+	for name, add := range map[string]func(q *queue){
+		"control":  func(q *queue) { q.addMessage(heartbeat(1)) },
+		"append":   func(q *queue) { q.addMessage(appendOf(1, 100)) },
+		"proposal": func(q *queue) { q.addProposal([]byte("batch")) },
+		"refusal":  func(q *queue) { q.addRefusal(1) },
+	} {
+		q := newQueue()
+		if q.drop() {
+			t.Error("drop of an empty queue = true")
+		}
+		add(q)
+		if !q.drop() {
+			t.Errorf("%s: drop = false, want true", name)
+		}
+		if frame := take(t, q); frame != nil || q.bytes != 0 {
+			t.Errorf("%s: %v and %d bytes are left", name, frame, q.bytes)
+		}
+	}
+}
+
+func TestAddWakesTheSender(t *testing.T) {
+	q := newQueue()
+	for range 3 {
+		q.addMessage(heartbeat(1))
+	}
+	select {
+	case <-q.wakec:
+	default:
+		t.Fatal("no wake-up")
+	}
+	select {
+	case <-q.wakec:
+		t.Error("a second wake-up is pending, one covers all")
+	default:
+	}
+}
+
+func TestProposalIsNotCopied(t *testing.T) {
+	q := newQueue()
+	batch := []byte("batch")
+	q.addProposal(batch)
+	if got := take(t, q).GetProposals()[0]; !bytes.Equal(got, batch) || &got[0] != &batch[0] {
+		t.Errorf("proposal %q, want the same bytes", got)
+	}
+}
