@@ -156,21 +156,27 @@ func wrap(what string, err error) error {
 // runs and belongs to a cluster.
 func (n *Node) enter(ctx context.Context) error {
 	if ctx.Err() != nil {
-		return context.Cause(ctx)
+		return fault.Ended(ctx)
 	}
-	if !n.calls.enter() {
-		select {
-		case <-n.stop.c:
-			return n.stopped()
-		default:
-			return ErrClosed // Shutdown is under way
-		}
+	if err := n.begin(); err != nil {
+		return err
 	}
 	if err := n.usable(); err != nil {
 		n.calls.leave()
 		return err
 	}
 	return nil
+}
+
+// begin counts a call as under way. The error says why the node takes none.
+func (n *Node) begin() error {
+	if n.calls.enter() {
+		return nil
+	}
+	if err := n.stopped(); err != nil {
+		return err
+	}
+	return ErrClosed // Shutdown is under way
 }
 
 func (n *Node) usable() error {
@@ -256,19 +262,19 @@ func (n *Node) abandon(ctx context.Context, t outbox.Ticket) error {
 	if !sent {
 		return n.noLeader(ctx)
 	}
-	text := fmt.Sprintf("%v while the write was under way; it may still take effect", context.Cause(ctx))
-	return fault.New(text, ErrOutcomeUnknown, context.Cause(ctx))
+	text := fmt.Sprintf("%v while the write was under way; it may still take effect", fault.Ended(ctx))
+	return fault.New(text, ErrOutcomeUnknown, fault.Ended(ctx))
 }
 
 // noLeader is the error of a call whose context ended before anything was sent
 // or, for a read, confirmed.
 func (n *Node) noLeader(ctx context.Context) error {
 	v := n.view.Load()
-	text := fmt.Sprintf("%v while waiting for a leader; too few of the voters (%s) may be reachable", context.Cause(ctx), votersText(v.roster))
+	text := fmt.Sprintf("%v while waiting for a leader; too few of the voters (%s) may be reachable", fault.Ended(ctx), votersText(v.roster))
 	if v.leader.RaftID != 0 {
-		text = fmt.Sprintf("%v while waiting for the leader, member %d at %s", context.Cause(ctx), v.leader.ID(), v.leader.Addr)
+		text = fmt.Sprintf("%v while waiting for the leader, member %d at %s", fault.Ended(ctx), v.leader.ID(), v.leader.Addr)
 	}
-	return fault.New(text, ErrNoLeader, context.Cause(ctx))
+	return fault.New(text, ErrNoLeader, fault.Ended(ctx))
 }
 
 // Get reads a key. It is linearizable: it shows every write that had returned
@@ -381,8 +387,8 @@ func (n *Node) Ready(ctx context.Context) error {
 		case <-n.stop.c:
 			return wrap("ready", n.stopped())
 		case <-ctx.Done():
-			return wrap("ready", fault.New(fmt.Sprintf("%v before member %d belonged to a cluster", context.Cause(ctx), n.cfg.ID),
-				ErrNotInitialized, context.Cause(ctx)))
+			return wrap("ready", fault.New(fmt.Sprintf("%v before member %d belonged to a cluster", fault.Ended(ctx), n.cfg.ID),
+				ErrNotInitialized, fault.Ended(ctx)))
 		}
 	}
 }

@@ -2,11 +2,13 @@ package raftkv
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -221,4 +223,91 @@ func (c *cluster) wantSameState() {
 		c.pause(20 * time.Millisecond)
 	}
 	c.t.Errorf("members do not reach the same index: %+v", last)
+}
+
+// agreed waits until the nodes given agree on a leader among them.
+func (c *cluster) agreed(nodes ...*Node) *Node {
+	c.t.Helper()
+	for range 1000 {
+		leaders := make(map[uint64]bool)
+		for _, n := range nodes {
+			leaders[n.Status().Leader] = true
+		}
+		for _, n := range nodes {
+			if len(leaders) == 1 && leaders[n.cfg.ID] && n.view.Load().ready {
+				return n
+			}
+		}
+		c.pause(20 * time.Millisecond)
+	}
+	c.t.Fatal("no leader that those given agree on")
+	return nil
+}
+
+// but returns all nodes that are running, by ID, without those given.
+func (c *cluster) but(without ...*Node) []*Node {
+	var nodes []*Node
+	for _, id := range c.ids() {
+		if n := c.nodes[id]; !slices.Contains(without, n) {
+			nodes = append(nodes, n)
+		}
+	}
+	return nodes
+}
+
+// learner starts a process and adds it as a learner.
+func (c *cluster) learner(id uint64, change ...func(*Config)) *Node {
+	c.t.Helper()
+	leader := c.leader()
+	n := c.start(id, change...)
+	if _, err := leader.AddLearner(c.ctx(), id, c.addrs[id]); err != nil {
+		c.t.Fatal(err)
+	}
+	if err := n.Ready(c.ctx()); err != nil {
+		c.t.Fatal(err)
+	}
+	return n
+}
+
+// restart starts a blank process in the place of one that was killed.
+func (c *cluster) restart(id uint64, change ...func(*Config)) *Node {
+	c.t.Helper()
+	c.net.Rejoin(c.addrs[id])
+	return c.start(id, change...)
+}
+
+// delay makes what members 1 to size send each other take a while. Without it
+// nothing but timers lets virtual time pass.
+func (c *cluster) delay(size int, d time.Duration) {
+	for from := range size {
+		for to := range size {
+			if from != to {
+				c.net.Delay(fmt.Sprintf("n%d:1", from+1), fmt.Sprintf("n%d:1", to+1), d)
+			}
+		}
+	}
+}
+
+// wantErr checks that an error satisfies errors.Is for all kinds given and for
+// none of those that would say something else about the outcome, and that it
+// reads well.
+func wantErr(t testing.TB, call string, err error, kinds ...error) {
+	t.Helper()
+	if err == nil {
+		t.Errorf("%s: no error, want %v", call, kinds)
+		return
+	}
+	for _, kind := range kinds {
+		if !errors.Is(err, kind) {
+			t.Errorf("%s: %q is not %q", call, err, kind)
+		}
+	}
+	for _, kind := range []error{ErrOutcomeUnknown, ErrNoLeader, ErrClosed} {
+		if errors.Is(err, kind) && !slices.Contains(kinds, kind) {
+			t.Errorf("%s: %q is also %q", call, err, kind)
+		}
+	}
+	if text := err.Error(); strings.Contains(text, "\n") || strings.Count(text, "raftkv: ") > 1 {
+		t.Errorf("%s: %q does not read well", call, text)
+	}
 }

@@ -297,7 +297,7 @@ func (f *fsm) awaitRevision(ctx context.Context, revision uint64, tell func() fu
 			return nil // a result that is known wins over the context
 		}
 		f.waits = slices.DeleteFunc(f.waits, func(o revisionWait) bool { return o.donec == w.donec })
-		return fmt.Errorf("wait for revision %d, now %d: %w", revision, f.revision, context.Cause(ctx))
+		return fmt.Errorf("wait for revision %d, now %d: %w", revision, f.revision, fault.Ended(ctx))
 	}
 }
 

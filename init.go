@@ -53,10 +53,10 @@ func (n *Node) Init(ctx context.Context, members ...Member) error {
 		return wrap("init", err)
 	}
 	if ctx.Err() != nil {
-		return wrap("init", context.Cause(ctx))
+		return wrap("init", fault.Ended(ctx))
 	}
-	if !n.calls.enter() {
-		return wrap("init", errors.Join(n.stopped(), ErrClosed))
+	if err := n.begin(); err != nil {
+		return wrap("init", err)
 	}
 	defer n.calls.leave()
 	if len(members) == 0 {
@@ -129,11 +129,11 @@ func (n *Node) initUnfinished(ctx context.Context, last error) error {
 	if ctx.Err() == nil {
 		return n.stopped()
 	}
-	text := fmt.Sprintf("%v before the cluster was founded", context.Cause(ctx))
+	text := fmt.Sprintf("%v before the cluster was founded", fault.Ended(ctx))
 	if last != nil {
 		text += ": " + last.Error()
 	}
-	return fault.New(text, ErrNotInitialized, context.Cause(ctx))
+	return fault.New(text, ErrNotInitialized, fault.Ended(ctx))
 }
 
 // checkFounded compares the cluster that this process belongs to with what

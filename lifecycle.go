@@ -231,7 +231,7 @@ func (n *Node) stopFor(cause error) {
 	}
 }
 
-// stopped returns why the node stops. Only after stop.c is closed.
+// stopped returns why the node stops, nil while it runs.
 func (n *Node) stopped() error {
 	n.stop.mu.Lock()
 	defer n.stop.mu.Unlock()
@@ -306,7 +306,7 @@ func (n *Node) Shutdown(ctx context.Context) error {
 	case <-n.calls.idle():
 	case <-n.stop.c:
 	case <-ctx.Done():
-		err = fault.New("raftkv: shutdown: calls were still under way: "+ctx.Err().Error(), context.Cause(ctx))
+		err = fault.New("raftkv: shutdown: calls were still under way: "+fault.Ended(ctx).Error(), fault.Ended(ctx))
 	}
 	_ = n.Close() // always nil
 	return err

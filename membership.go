@@ -171,7 +171,7 @@ func (n *Node) pause(ctx context.Context, v *view) error {
 func (n *Node) unfinished(ctx context.Context, sent bool) error {
 	cause := n.stopped()
 	if ctx.Err() != nil {
-		cause = context.Cause(ctx)
+		cause = fault.Ended(ctx)
 		if !sent {
 			return n.noLeader(ctx)
 		}
@@ -205,7 +205,7 @@ func (n *Node) changeHere(ctx context.Context, request *membership.Request) (*ro
 	case res := <-c:
 		return res.now, res.err
 	case <-ctx.Done():
-		n.post(func(l *loop) { l.worker.Cancel(r.ID, context.Cause(ctx)) })
+		n.post(func(l *loop) { l.worker.Cancel(r.ID, fault.Ended(ctx)) })
 		return nil, n.unfinished(ctx, true)
 	case <-n.stop.c:
 		return nil, n.unfinished(ctx, true)

@@ -18,6 +18,7 @@ func (c *client) change(ctx context.Context, cmd *cobra.Command, what, echo stri
 	f func(context.Context, raftkvv1.ClusterServiceClient) (*raftkvv1.Membership, error)) error {
 	var m *raftkvv1.Membership
 	op := operation{what: what, echo: echo, look: lookAtStatus, write: true}
+	defer c.tellWhileWaiting(ctx, cmd.ErrOrStderr(), what, c.whyChangeWaits)()
 	err := c.do(ctx, op, func(ctx context.Context, l *link) (err error) {
 		m, err = f(ctx, raftkvv1.NewClusterServiceClient(l.conn))
 		return err

@@ -35,7 +35,9 @@ there (change-membership with the IDs of the others) and add it again.`,
 				// The lowest ID coordinates; the others would wait for it.
 				c.endpoints = []string{slices.MinFunc(members, byID).GetAddr()}
 			}
+			stop := c.tellWhileWaiting(ctx, cmd.ErrOrStderr(), "init", c.whyInitWaits(members))
 			m, already, err := c.init(ctx, members)
+			stop()
 			if err != nil {
 				return err
 			}

@@ -420,3 +420,34 @@ func TestPausedFollowerCatchesUpBySnapshot(t *testing.T) {
 		t.Error("the follower caught up without a snapshot")
 	}
 }
+
+// TestLongCommandsSayWhatTheyWaitFor runs commands that can wait for a minute
+// where nothing can come of them, and looks for the line that says why.
+func TestLongCommandsSayWhatTheyWaitFor(t *testing.T) {
+	p := startProcesses(t, 2)
+	nobody := freeAddr(t)
+	p.wantWaits(fmt.Sprintf("2=%s cannot be reached", nobody), "init", "1="+p.addrs[1], "2="+nobody)
+	p.on(1, "init")
+	p.join(1, 2)
+	p.kill(2)
+	p.wantWaits("knows no leader", "change-membership", "1")
+}
+
+// wantWaits checks that a command on member 1 says what it waits for within 5
+// seconds, then interrupts it.
+func (p *processes) wantWaits(want string, args ...string) {
+	p.t.Helper()
+	log := new(logBuffer)
+	cmd := exec.Command(p.path, append(args, "--endpoints", p.addrs[1])...)
+	cmd.Stderr = log
+	if err := cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	p.await(5*time.Second, "says that it waits", func() bool { return strings.Contains(log.String(), want) })
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		p.t.Error(err)
+	}
+	if err := cmd.Wait(); err == nil || cmd.ProcessState.ExitCode() != exitInterrupted {
+		p.t.Errorf("kvnode %s, interrupted: %v: %s", strings.Join(args, " "), err, log)
+	}
+}

@@ -3,7 +3,10 @@
 // under the same name and documents it there.
 package fault
 
-import "errors"
+import (
+	"context"
+	"errors"
+)
 
 // The sentinels. Their texts are complete phrases: an error that a caller sees
 // is "what failed: sentinel" or "what failed: reason: sentinel".
@@ -44,3 +47,14 @@ func (e *Error) Error() string { return e.Text }
 
 // Unwrap returns the kinds.
 func (e *Error) Unwrap() []error { return e.Kinds }
+
+// Ended returns the error of a context that has ended. Its text is the cause
+// that the context's owner gave; it satisfies errors.Is for that and for the
+// context's own error, which tells a deadline from a cancellation.
+func Ended(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if errors.Is(cause, err) {
+		return cause
+	}
+	return New(cause.Error(), err, cause)
+}
