@@ -9,6 +9,7 @@ import (
 
 	"example.com/raftkv/internal/command"
 	"example.com/raftkv/internal/dedup"
+	"example.com/raftkv/internal/fault"
 	"example.com/raftkv/internal/keyspace"
 	"example.com/raftkv/internal/outbox"
 	"example.com/raftkv/internal/reads"

@@ -127,7 +127,20 @@ func (l *loop) admit(from *kvpb.Identity) error {
 		l.connect()
 	}
 	l.links.contact[m.RaftID] = l.now
+	l.compareTiming(from)
 	return nil
+}
+
+// compareTiming warns, once, of a member that keeps another time: elections and
+// the judgement of who is silent go by one's own.
+func (l *loop) compareTiming(from *kvpb.Identity) {
+	self := l.identity()
+	if l.links.mistimed || from.GetHeartbeatMs() == self.GetHeartbeatMs() && from.GetElectionMs() == self.GetElectionMs() {
+		return
+	}
+	l.links.mistimed = true
+	l.logger.Warn("a member has other timing; give all the same", "other", from.GetId(),
+		"heartbeat_ms", from.GetHeartbeatMs(), "election_ms", from.GetElectionMs())
 }
 
 // turnedAway takes the news that a member refuses our stream, or that it cannot

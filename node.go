@@ -96,14 +96,15 @@ type snaps struct {
 
 // links is what the loop knows of other processes.
 type links struct {
-	contact map[uint64]uint64        // raft ID to the tick of the last message
-	guests  map[uint64]roster.Member // members that our roster does not show yet
-	sending map[uint64]bool          // raft IDs that a snapshot is on its way to
-	lost    map[uint64]bool          // raft IDs without a stream, once that has been logged
-	blamed  map[uint64]bool          // raft IDs that have broken the protocol
-	bound   *roster.Roster           // of the founding under way here, nil if none
-	refused uint64                   // messages that the firewall held back
-	strange bool                     // that we were taken for another process has been logged
+	contact  map[uint64]uint64        // raft ID to the tick of the last message
+	guests   map[uint64]roster.Member // members that our roster does not show yet
+	sending  map[uint64]bool          // raft IDs that a snapshot is on its way to
+	lost     map[uint64]bool          // raft IDs without a stream, once that has been logged
+	blamed   map[uint64]bool          // raft IDs that have broken the protocol
+	bound    *roster.Roster           // of the founding under way here, nil if none
+	refused  uint64                   // messages that the firewall held back
+	mistimed bool                     // that a member has other timing has been logged
+	strange  bool                     // that we were taken for another process has been logged
 }
 
 // A transport carries messages to other members. Its methods return at once;

@@ -556,14 +556,14 @@ const file_raftkv_v1_kv_proto_rawDesc = "" +
 	"\bKeyValue\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x04R\brevision\"j\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"v\n" +
 	"\n" +
 	"PutRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12$\n" +
 	"\vif_revision\x18\x03 \x01(\x04H\x00R\n" +
 	"ifRevision\x88\x01\x01B\x0e\n" +
-	"\f_if_revision\")\n" +
+	"\f_if_revisionJ\x04\b\x0e\x10\x0fJ\x04\b\x0f\x10\x10\")\n" +
 	"\vPutResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\"W\n" +
 	"\n" +
@@ -572,12 +572,12 @@ const file_raftkv_v1_kv_proto_rawDesc = "" +
 	"\x05stale\x18\x02 \x01(\bR\x05stale\x12!\n" +
 	"\fmin_revision\x18\x03 \x01(\x04R\vminRevision\"2\n" +
 	"\vGetResponse\x12#\n" +
-	"\x02kv\x18\x01 \x01(\v2\x13.raftkv.v1.KeyValueR\x02kv\"W\n" +
+	"\x02kv\x18\x01 \x01(\v2\x13.raftkv.v1.KeyValueR\x02kv\"c\n" +
 	"\rDeleteRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12$\n" +
 	"\vif_revision\x18\x02 \x01(\x04H\x00R\n" +
 	"ifRevision\x88\x01\x01B\x0e\n" +
-	"\f_if_revision\",\n" +
+	"\f_if_revisionJ\x04\b\x0e\x10\x0fJ\x04\b\x0f\x10\x10\",\n" +
 	"\x0eDeleteResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\"\x8a\x01\n" +
 	"\vListRequest\x12\x16\n" +
