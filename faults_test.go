@@ -50,10 +50,24 @@ func (j *journal) of(message string) int {
 // plus what is unknown.
 type tally struct {
 	c                     *cluster
+	pause                 time.Duration // between the writes of one caller
+	slowest               atomic.Int64  // of the acknowledged writes, a time.Duration
 	acknowledged, unknown atomic.Uint64
 	added, addedPerhaps   atomic.Uint64 // increments of the counter
 	stopped               atomic.Bool
 	wg                    sync.WaitGroup
+}
+
+func newTally(c *cluster) *tally {
+	y := &tally{c: c, pause: time.Millisecond}
+	if raceEnabled {
+		y.pause = 20 * time.Millisecond
+	}
+	c.t.Cleanup(func() { // should the test fail before check
+		y.stopped.Store(true)
+		y.wg.Wait()
+	})
+	return y
 }
 
 // writeUntilStopped has callers on a node write: each a new key of its own, and
@@ -67,6 +81,7 @@ func (y *tally) writeUntilStopped(n *Node, callers int) {
 				if !y.write(n, key, key, 0) || !y.increment(n) {
 					return
 				}
+				y.c.pause(y.pause) // a single voter answers in no time
 			}
 		})
 	}
@@ -74,16 +89,20 @@ func (y *tally) writeUntilStopped(n *Node, callers int) {
 
 // write writes a key on condition and reports whether its caller shall go on.
 func (y *tally) write(n *Node, key, value string, revision uint64) bool {
+	begin := time.Now()
 	_, err := n.Put(y.c.ctx(), key, []byte(value), IfRevision(revision))
 	switch {
 	case err == nil:
+		for took, old := int64(time.Since(begin)), y.slowest.Load(); took > old && !y.slowest.CompareAndSwap(old, took); {
+			old = y.slowest.Load()
+		}
 		y.acknowledged.Add(1)
 		return true
 	case errors.Is(err, ErrClosed): // killed
 		if errors.Is(err, ErrOutcomeUnknown) {
 			y.unknown.Add(1)
 		}
-	default:
+	case !y.stopped.Load():
 		y.c.t.Errorf("member %d: %v", n.cfg.ID, err)
 	}
 	return false
@@ -97,7 +116,9 @@ func (y *tally) increment(n *Node) bool {
 			return false
 		}
 		if err != nil && !errors.Is(err, ErrNotFound) {
-			y.c.t.Errorf("member %d: %v", n.cfg.ID, err)
+			if !y.stopped.Load() {
+				y.c.t.Errorf("member %d: %v", n.cfg.ID, err)
+			}
 			return false
 		}
 		old, _ := strconv.Atoi(string(kv.Value)) // 0 if there is none
@@ -116,7 +137,9 @@ func (y *tally) increment(n *Node) bool {
 			}
 			return false
 		}
-		y.c.t.Errorf("member %d: %v", n.cfg.ID, err)
+		if !y.stopped.Load() {
+			y.c.t.Errorf("member %d: %v", n.cfg.ID, err)
+		}
 		return false
 	}
 }
@@ -157,8 +180,8 @@ func (y *tally) check() {
 func TestWritesTakeEffectOnceThoughLeadersDie(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cluster) {
 		c.found(5)
-		c.delay(5, time.Millisecond)
-		y := &tally{c: c}
+		c.delay(5, 5*time.Millisecond)
+		y := newTally(c)
 		for _, n := range c.nodes {
 			y.writeUntilStopped(n, 3)
 		}
@@ -174,8 +197,8 @@ func TestWritesTakeEffectOnceThoughLeadersDie(t *testing.T) {
 func TestWritesTakeEffectOnceThoughLeadershipMoves(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cluster) {
 		c.found(3)
-		c.delay(3, time.Millisecond)
-		y := &tally{c: c}
+		c.delay(3, 5*time.Millisecond)
+		y := newTally(c)
 		for _, n := range c.nodes {
 			y.writeUntilStopped(n, 3)
 		}
@@ -186,6 +209,7 @@ func TestWritesTakeEffectOnceThoughLeadershipMoves(t *testing.T) {
 				c.net.Isolate(leader.cfg.Addr)
 				c.pause(4 * time.Second)
 				c.net.Rejoin(leader.cfg.Addr)
+				c.ready()
 			} else if err := c.but()[i%3].TransferLeadership(c.ctx(), uint64(i%3+1)); err != nil {
 				t.Errorf("transfer: %v", err)
 			}
@@ -197,8 +221,8 @@ func TestWritesTakeEffectOnceThoughLeadershipMoves(t *testing.T) {
 func TestForwardedWritesTakeEffectOnceThoughConnectionsBreak(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cluster) {
 		c.found(3)
-		c.delay(3, time.Millisecond)
-		y := &tally{c: c}
+		c.delay(3, 3*time.Millisecond)
+		y := newTally(c)
 		leader := c.leader()
 		followers := c.but(leader)
 		for _, n := range followers {
@@ -209,6 +233,9 @@ func TestForwardedWritesTakeEffectOnceThoughConnectionsBreak(t *testing.T) {
 			c.net.Reset(leader.cfg.Addr, followers[i%2].cfg.Addr)
 		}
 		y.check()
+		if slowest := time.Duration(y.slowest.Load()); slowest > 900*time.Millisecond {
+			t.Errorf("a write took %v: it was not sent again when its connection broke", slowest)
+		}
 	})
 }
 
@@ -226,8 +253,8 @@ func TestOneWayCutsDelayWritesAndNoMore(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, c *cluster) {
 				c.found(3)
-				c.delay(3, time.Millisecond)
-				y := &tally{c: c}
+				c.delay(3, 5*time.Millisecond)
+				y := newTally(c)
 				leader := c.leader()
 				others := c.but(leader)
 				for _, n := range c.nodes {
@@ -249,7 +276,7 @@ func TestOneWayCutsDelayWritesAndNoMore(t *testing.T) {
 func TestIsolatedLeaderNeverReadsStale(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cluster) {
 		c.found(3)
-		c.delay(3, time.Millisecond)
+		c.delay(3, 3*time.Millisecond)
 		old := c.leader()
 		others := c.but(old)
 		c.put(old, "k", "0")
@@ -393,6 +420,9 @@ func TestPendingWriteIsAnsweredByASnapshot(t *testing.T) {
 		if err != nil {
 			t.Fatalf("the pending write has not reached the others: %v", err)
 		}
+		for _, o := range others {
+			c.net.Reset(o.cfg.Addr, n.cfg.Addr) // what is on its way would arrive after all
+		}
 		for i := range 200 {
 			c.put(leader, fmt.Sprint(i), strings.Repeat("v", 1000))
 		}
@@ -438,10 +468,8 @@ func TestSnapshotOfAllSizesReachesALearnerWhileWritesGoOn(t *testing.T) {
 			}
 		}
 		c.delay(4, time.Millisecond)
-		y := &tally{c: c}
-		for range 30 {
-			y.writeUntilStopped(c.nodes[2], 1)
-		}
+		y := newTally(c)
+		y.writeUntilStopped(c.nodes[2], 30)
 		c.pause(time.Second)
 		learner := c.learner(4, small)
 		c.pause(time.Second)

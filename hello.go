@@ -90,6 +90,18 @@ func (l *loop) welcome(h *kvpb.Hello) error {
 	return l.admit(from)
 }
 
+// welcomeRequest decides whether a member may ask for a change. A leader that
+// removed itself, and handed leadership over on the way, is no member any more
+// when it asks what became of its change: nobody sent it the entry that ended
+// its membership. It is told the membership that its change made.
+func (l *loop) welcomeRequest(h *kvpb.Hello, changeID string) (inForce *roster.Roster, err error) {
+	err = l.welcome(h)
+	if errors.Is(err, ErrRemoved) && l.roster.HasChange(changeID) && !l.roster.IsJoint() {
+		return l.roster, nil
+	}
+	return nil, err
+}
+
 // adopt makes a blank process the member that a greeting says it is. The nonce
 // proves that the cluster has committed this very process.
 func (l *loop) adopt(h *kvpb.Hello) error {

@@ -23,12 +23,6 @@ const (
 	foundersMax  = 15
 )
 
-// founding is what a node remembers of its Inits.
-type founding struct {
-	mu      sync.Mutex // held by the Init that is coordinating
-	members []Member   // with whom this process founded its cluster
-}
-
 // Init founds a cluster.
 //
 // Without members it founds a cluster of this process alone, whatever runs
@@ -103,8 +97,8 @@ func (n *Node) initWith(ctx context.Context, members []Member) error {
 		if done {
 			return err
 		}
-		if err != nil {
-			last = err
+		if err != nil && (last == nil || ctx.Err() == nil) {
+			last = err // not what the end of the context cut short
 		}
 		if err := n.pauseInit(ctx, v); err != nil {
 			return n.initUnfinished(ctx, last)
@@ -139,12 +133,12 @@ func (n *Node) initUnfinished(ctx context.Context, last error) error {
 // checkFounded compares the cluster that this process belongs to with what
 // Init asks for.
 func (n *Node) checkFounded(v *view, members []Member) error {
-	n.founding.mu.Lock()
-	founded := n.founding.members
-	n.founding.mu.Unlock()
-	now := membershipOf(v.roster).Members
-	if founded == nil || slices.Equal(founded, members) || slices.Equal(now, members) {
+	if v.founded == nil {
 		return nil // joined by adoption: the list is for the founding only
+	}
+	now := membershipOf(v.roster).Members
+	if slices.Equal(membershipOf(v.founded).Members, members) || slices.Equal(now, members) {
+		return nil
 	}
 	return fmt.Errorf("%w: the cluster has members %s, not %s", ErrAlreadyInitialized, membersText(now), membersText(members))
 }
@@ -159,8 +153,14 @@ func (n *Node) tryInit(ctx context.Context, members []Member) (done bool, err er
 	if members[0].ID != n.cfg.ID {
 		return n.askCoordinator(ctx, members)
 	}
-	n.founding.mu.Lock()
-	defer n.founding.mu.Unlock()
+	select {
+	case n.foundingc <- struct{}{}:
+		defer func() { <-n.foundingc }()
+	case <-ctx.Done():
+		return false, nil
+	case <-n.stop.c:
+		return false, nil
+	}
 	if n.view.Load().raftID != 0 {
 		return false, nil // another Init was faster
 	}
@@ -198,7 +198,7 @@ func (n *Node) askFounders(ctx context.Context, members []Member) ([]string, err
 func (n *Node) askFounder(ctx context.Context, m Member) (nonce string, err error) {
 	resp, err := n.transport.whoIs(ctx, m.Addr)
 	if err != nil {
-		if told, ours := wire.FromStatus(err); ours {
+		if told := refusal(err); told != nil {
 			return "", told
 		}
 		return "", fault.New(fmt.Sprintf("member %d at %s: %s", m.ID, m.Addr, wire.Text(err)), errWaiting)
@@ -227,7 +227,7 @@ func (n *Node) askCoordinator(ctx context.Context, members []Member) (done bool,
 		return false, err
 	}
 	defer conn.Close() // nothing more to do about an error
-	ctx, cancel := context.WithTimeout(ctx, foundTimeout)
+	ctx, cancel := n.transport.whileRunning(ctx, foundTimeout)
 	defer cancel()
 	req := &kvpb.InitRequest{}
 	for _, m := range members {
@@ -248,7 +248,7 @@ func (n *Node) askCoordinator(ctx context.Context, members []Member) (done bool,
 // before it frees its member. A member that misses the second step is greeted
 // by the others, and joins with an empty log like any newcomer.
 func (n *Node) coordinate(ctx context.Context, members []Member, nonces []string) error {
-	ctx, cancel := context.WithTimeout(ctx, foundTimeout)
+	ctx, cancel := n.transport.whileRunning(ctx, foundTimeout)
 	defer cancel()
 	founders := make([]roster.Member, len(members))
 	for i, m := range members {
@@ -279,7 +279,6 @@ func (n *Node) coordinate(ctx context.Context, members []Member, nonces []string
 	if err := n.doErr(func(l *loop) error { return l.found(r) }); err != nil {
 		return err
 	}
-	n.founding.members = members
 	for _, s := range streams {
 		if err := commitFounding(s); err != nil {
 			n.logger.Warn("a founder did not hear that the cluster is founded; it will be greeted", "err", err)
@@ -294,12 +293,6 @@ func commitFounding(s grpc.BidiStreamingClient[kvpb.FoundRequest, kvpb.FoundResp
 	}
 	_, err := s.Recv()
 	return err
-}
-
-func (f *founding) set(members []Member) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.members = members
 }
 
 func membersText(members []Member) string {

@@ -37,7 +37,7 @@ type Node struct {
 	transport *grpcTransport
 	server    *grpc.Server
 	health    *health.Server
-	founding  founding
+	foundingc chan struct{} // capacity 1: full while an Init coordinates a founding
 	calls     calls
 
 	view  atomic.Pointer[view]
@@ -102,7 +102,7 @@ func newNode(cfg Config) *Node {
 		inbox: inbox{wakec: make(chan struct{}, 1)},
 		tasks: &taskQueue{wakec: make(chan struct{}, 1)}, health: health.NewServer(),
 	}
-	n.stop.c = make(chan struct{})
+	n.stop.c, n.foundingc = make(chan struct{}), make(chan struct{}, 1)
 	n.fsm = newFSM(n.out, n.reads)
 	n.transport = newGRPCTransport(n)
 	n.loop = &loop{

@@ -188,12 +188,8 @@ func (n *Node) changeHere(ctx context.Context, request *membership.Request) (*ro
 	if r.Kind == membership.AddLearner {
 		r.Member.Nonce, r.Probe = n.probe(ctx, r.Member.ID(), r.Member.Addr)
 	}
-	type result struct {
-		now *roster.Roster
-		err error
-	}
-	c := make(chan result, 1)
-	r.Done = func(now *roster.Roster, err error) { c <- result{now, err} }
+	c := make(chan changeResult, 1)
+	r.Done = func(now *roster.Roster, err error) { c <- changeResult{now, err} }
 	n.post(func(l *loop) {
 		if !l.Leads() {
 			r.Done(nil, membership.ErrNotLeader)
@@ -212,16 +208,38 @@ func (n *Node) changeHere(ctx context.Context, request *membership.Request) (*ro
 	}
 }
 
-// changeThere sends a request to the leader.
+// changeThere sends a request to the leader. It gives up on one that leads no
+// longer: the connection may need many seconds to notice that nobody is there.
 func (n *Node) changeThere(ctx context.Context, leader uint64, r *membership.Request) (*roster.Roster, error) {
-	now, err := n.transport.forwardRequest(ctx, leader, r)
-	switch {
-	case err == nil:
-		return now, nil
-	case ctx.Err() != nil:
-		return nil, n.unfinished(ctx, true)
+	attempt, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c := make(chan changeResult, 1)
+	n.start(func() { // ends with the attempt
+		now, err := n.transport.forwardRequest(attempt, leader, r)
+		c <- changeResult{now, err}
+	})
+	for {
+		v := n.view.Load()
+		if v.leader.RaftID != leader {
+			return nil, membership.ErrNotLeader
+		}
+		select {
+		case res := <-c:
+			if res.err != nil && ctx.Err() != nil {
+				return nil, n.unfinished(ctx, true)
+			}
+			return res.now, res.err
+		case <-v.nextc:
+		case <-n.stop.c:
+			return nil, n.unfinished(ctx, true)
+		}
 	}
-	return nil, err
+}
+
+// A changeResult is the answer to a request.
+type changeResult struct {
+	now *roster.Roster
+	err error
 }
 
 // handOver passes leadership on before this node stops, if it can.

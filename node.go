@@ -56,16 +56,17 @@ type loop struct {
 	worker *membership.Worker
 	show   func(*view) // publishes what callers may see
 
-	now    uint64 // ticks since the start
-	raw    *raft.RawNode
-	raftID uint64 // 0 while blank
-	log    *storage
-	roster *roster.Roster // as of the last entry that was committed
-	change change
-	lead   leadership
-	links  links
-	snaps  snaps
-	asked  firewall.Reads // read confirmations that our heartbeats ask for
+	now     uint64 // ticks since the start
+	raw     *raft.RawNode
+	raftID  uint64 // 0 while blank
+	log     *storage
+	roster  *roster.Roster // as of the last entry that was committed
+	founded *roster.Roster // that of the founding, nil if this process was adopted
+	change  change
+	lead    leadership
+	links   links
+	snaps   snaps
+	asked   firewall.Reads // read confirmations that our heartbeats ask for
 }
 
 // leadership is who leads, as this node sees it.
@@ -132,7 +133,7 @@ func (l *loop) become(raftID uint64, r *roster.Roster, founding bool) error {
 	l.log = newStorage(l.cfg.Limits.MaxLogBytes, func() *roster.Roster { return l.roster })
 	var index uint64
 	if founding {
-		index = r.Index
+		index, l.founded = r.Index, r
 		if err := l.log.found(r); err != nil {
 			return err
 		}

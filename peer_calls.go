@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -17,6 +18,17 @@ import (
 // membership change for the leader, and founding. Client and server of each
 // stand together.
 
+// whileRunning returns a context that also ends when the transport stops, for
+// calls to others that a caller's goroutine makes.
+func (t *grpcTransport) whileRunning(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	stop := context.AfterFunc(t.ctx, cancel)
+	return ctx, func() {
+		stop()
+		cancel()
+	}
+}
+
 // whoIs asks who answers at an address.
 func (t *grpcTransport) whoIs(ctx context.Context, addr string) (*kvpb.HelloResponse, error) {
 	conn, err := t.dial(addr)
@@ -24,13 +36,24 @@ func (t *grpcTransport) whoIs(ctx context.Context, addr string) (*kvpb.HelloResp
 		return nil, err
 	}
 	defer conn.Close() // nothing more to do about an error
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	ctx, cancel := t.whileRunning(ctx, probeTimeout)
 	defer cancel()
 	var self *kvpb.Identity
 	if err := t.node.do(func(l *loop) { self = l.identity() }); err != nil {
 		return nil, err
 	}
 	return kvpb.NewPeerServiceClient(conn).Hello(ctx, &kvpb.HelloRequest{Hello: &kvpb.Hello{From: self}})
+}
+
+// refusal returns why a process wants to have nothing to do with this one, nil
+// if the error says less than that: a process that is just stopping answers
+// ErrClosed, which is about itself and must not reach a caller here.
+func refusal(err error) error {
+	told, ours := wire.FromStatus(err)
+	if ours && (errors.Is(told, ErrMembershipRefused) || errors.Is(told, ErrInvalid)) {
+		return told
+	}
+	return nil
 }
 
 // Hello tells who this process is.
@@ -46,7 +69,7 @@ func (t *grpcTransport) Hello(ctx context.Context, req *kvpb.HelloRequest) (resp
 func (n *Node) probe(ctx context.Context, id uint64, addr string) (nonce string, err error) {
 	resp, err := n.transport.whoIs(ctx, addr)
 	if err != nil {
-		if told, ours := wire.FromStatus(err); ours {
+		if told := refusal(err); told != nil {
 			return "", told
 		}
 		return "", fmt.Errorf("%w: no member answers at %s: %s", ErrMembershipRefused, addr, wire.Text(err))
@@ -83,9 +106,16 @@ func (t *grpcTransport) forwardRequest(ctx context.Context, leader uint64, r *me
 
 // Forward takes a membership change from a member that does not lead.
 func (t *grpcTransport) Forward(ctx context.Context, req *kvpb.ForwardRequest) (*kvpb.ForwardResponse, error) {
-	var err error
-	if doErr := t.node.do(func(l *loop) { err = l.welcome(req.GetHello()) }); doErr != nil || err != nil {
-		return nil, t.node.status(errors.Join(doErr, err))
+	var inForce *roster.Roster
+	err := t.node.doErr(func(l *loop) (err error) {
+		inForce, err = l.welcomeRequest(req.GetHello(), string(req.GetChangeId()))
+		return err
+	})
+	if err != nil {
+		return nil, t.node.status(err)
+	}
+	if inForce != nil {
+		return &kvpb.ForwardResponse{Roster: inForce.Proto()}, nil
 	}
 	r, err := requestFromProto(req)
 	if err != nil {
@@ -188,6 +218,5 @@ func (t *grpcTransport) Found(s grpc.BidiStreamingServer[kvpb.FoundRequest, kvpb
 	if err := t.node.doErr(func(l *loop) error { return l.found(r) }); err != nil {
 		return t.node.status(err)
 	}
-	t.node.founding.set(membershipOf(r).Members)
 	return s.Send(&kvpb.FoundResponse{})
 }

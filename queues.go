@@ -1,6 +1,9 @@
 package raftkv
 
-import "sync"
+import (
+	"sync"
+	"sync/atomic"
+)
 
 // What stands between the goroutines of a node: the loop's inbox, the applier's
 // tasks, and the count of calls under way.
@@ -36,11 +39,15 @@ func (n *Node) post(f func(*loop)) {
 	n.inbox.wake()
 }
 
-// do has the loop do something and waits for it. The error says that the node
-// has stopped before.
+// do has the loop do something and waits for it. An error says that the node
+// stopped before; then it was not done and will not be.
 func (n *Node) do(f func(*loop)) error {
 	donec := make(chan struct{})
+	var begun atomic.Bool
 	n.post(func(l *loop) {
+		if begun.Swap(true) {
+			return
+		}
 		defer close(donec)
 		f(l)
 	})
@@ -48,20 +55,21 @@ func (n *Node) do(f func(*loop)) error {
 	case <-donec:
 		return nil
 	case <-n.stop.c:
-		return n.stopped()
+		if !begun.Swap(true) {
+			return n.stopped()
+		}
+		<-donec // what f writes is the caller's when do returns
+		return nil
 	}
 }
 
 // doErr is do for functions with an error.
 func (n *Node) doErr(f func(*loop) error) error {
-	c := make(chan error, 1)
-	n.post(func(l *loop) { c <- f(l) })
-	select {
-	case err := <-c:
-		return err
-	case <-n.stop.c:
-		return n.stopped()
+	var err error
+	if stopped := n.do(func(l *loop) { err = f(l) }); stopped != nil {
+		return stopped
 	}
+	return err
 }
 
 // A taskQueue holds what the applier shall do next, in the order of the log.

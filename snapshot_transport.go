@@ -129,7 +129,7 @@ func (t *grpcTransport) Snapshot(s grpc.ClientStreamingServer[kvpb.SnapshotReque
 	ctx, cancel := context.WithCancel(s.Context())
 	defer cancel()
 	go r.pump(ctx, s) // ends with the stream or this call
-	err := r.receive(t.node)
+	err := r.receive(ctx, t.node)
 	if err == nil {
 		err = t.node.doErr(func(l *loop) error { return l.receiveSnapshot(r.message, r.staged) })
 	}
@@ -167,9 +167,11 @@ func (r *snapshotReceiver) pump(ctx context.Context, s grpc.ClientStreamingServe
 	}
 }
 
-func (r *snapshotReceiver) next(timer *time.Timer) (*kvpb.SnapshotRequest, error) {
+func (r *snapshotReceiver) next(ctx context.Context, timer *time.Timer) (*kvpb.SnapshotRequest, error) {
 	timer.Reset(chunkTimeout)
 	select {
+	case <-ctx.Done(): // then pump may end without a word
+		return nil, ctx.Err()
 	case p := <-r.parts:
 		if errors.Is(p.err, io.EOF) {
 			return nil, fmt.Errorf("%w: snapshot ends without a trailer", ErrInvalid)
@@ -180,10 +182,10 @@ func (r *snapshotReceiver) next(timer *time.Timer) (*kvpb.SnapshotRequest, error
 	}
 }
 
-func (r *snapshotReceiver) receive(n *Node) error {
+func (r *snapshotReceiver) receive(ctx context.Context, n *Node) error {
 	timer := time.NewTimer(chunkTimeout)
 	defer timer.Stop()
-	req, err := r.next(timer)
+	req, err := r.next(ctx, timer)
 	if err != nil {
 		return err
 	}
@@ -196,7 +198,7 @@ func (r *snapshotReceiver) receive(n *Node) error {
 	}
 	builder := snapshot.NewBuilder(header.GetKeys(), header.GetSizeBytes())
 	for {
-		if req, err = r.next(timer); err != nil {
+		if req, err = r.next(ctx, timer); err != nil {
 			return err
 		}
 		if trailer := req.GetTrailer(); trailer != nil {

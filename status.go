@@ -122,19 +122,20 @@ func (l *loop) status() (s Status) {
 // A view is what callers may see of the loop: published after every change,
 // immutable.
 type view struct {
-	raftID uint64 // 0 while blank
-	roster *roster.Roster
-	leader roster.Member // raft ID 0 if nobody known leads
-	ready  bool          // leader is this node, and it has committed in its term
-	state  raft.StateType
-	term   uint64
-	gone   bool
-	nextc  chan struct{} // closed when there is a newer view
+	raftID  uint64 // 0 while blank
+	roster  *roster.Roster
+	founded *roster.Roster // as in loop
+	leader  roster.Member  // raft ID 0 if nobody known leads
+	ready   bool           // leader is this node, and it has committed in its term
+	state   raft.StateType
+	term    uint64
+	gone    bool
+	nextc   chan struct{} // closed when there is a newer view
 }
 
 func (l *loop) publish() {
 	v := &view{
-		raftID: l.raftID, roster: l.roster, ready: l.lead.ready,
+		raftID: l.raftID, roster: l.roster, founded: l.founded, ready: l.lead.ready,
 		state: l.lead.state, term: l.lead.term, gone: l.change.gone != 0, nextc: make(chan struct{}),
 	}
 	if m, ok := l.roster.Lookup(l.lead.raftID); ok {

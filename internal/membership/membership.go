@@ -92,12 +92,21 @@ type Request struct {
 type Worker struct {
 	raft          Raft
 	electionTicks uint64
-	queue         []*Request // in the order of their arrival
+	now           uint64           // the tick of the latest Step
+	queue         []*Request       // in the order of their arrival
+	rounds        map[uint64]round // by raft ID of those that catch up
+}
+
+// A round is the time in which a learner gets all that the log held when the
+// round began (thesis §4.2.1).
+type round struct {
+	last  uint64 // the log's last index then
+	since uint64 // the tick
 }
 
 // New returns a worker.
 func New(raft Raft, electionTicks uint64) *Worker {
-	return &Worker{raft: raft, electionTicks: electionTicks}
+	return &Worker{raft: raft, electionTicks: electionTicks, rounds: make(map[uint64]round)}
 }
 
 // Submit takes a request. A request with the ID of an earlier one takes its
@@ -156,7 +165,9 @@ func (w *Worker) IsIdle() bool { return len(w.queue) == 0 }
 // Step carries every request as far as it goes. It is called after anything
 // that may matter to one: a message, a tick, a decided change.
 func (w *Worker) Step(now uint64) {
+	w.now = now
 	if w.IsIdle() {
+		clear(w.rounds)
 		return
 	}
 	if !w.raft.Leads() {
@@ -227,7 +238,7 @@ func (w *Worker) addLearner(r *Request) (bool, error) {
 	if p.TooSlow {
 		return false, fmt.Errorf("%w: member %d at %s", fault.ErrLearnerTooSlow, id, m.Addr)
 	}
-	return w.hasCaughtUp(p), nil
+	return w.hasCaughtUp(m.RaftID, p), nil
 }
 
 // removalOf says how a person removes a member.
@@ -238,8 +249,27 @@ func removalOf(r *roster.Roster, m roster.Member) string {
 	return "remove that learner first, then add it again"
 }
 
-func (w *Worker) hasCaughtUp(p Progress) bool {
-	return p.Replicates && p.Answers && p.Match+lagEntriesMax >= w.raft.Last()
+// hasCaughtUp reports whether a learner is as good as level: it lacks a few
+// entries at most, or it got what it lacked within an election timeout. The
+// second is for a log that grows by more than a few in a round trip, which
+// nobody can ever be level with (thesis §4.2.1).
+func (w *Worker) hasCaughtUp(raftID uint64, p Progress) bool {
+	last := w.raft.Last()
+	if !p.Replicates || !p.Answers {
+		delete(w.rounds, raftID)
+		return false
+	}
+	if p.Match+lagEntriesMax >= last {
+		return true
+	}
+	r, ok := w.rounds[raftID]
+	if ok && p.Match >= r.last && w.now-r.since <= w.electionTicks {
+		return true
+	}
+	if !ok || p.Match >= r.last {
+		w.rounds[raftID] = round{last, w.now}
+	}
+	return false
 }
 
 func (w *Worker) removeLearner(r *Request) (bool, error) {
@@ -328,7 +358,7 @@ func (w *Worker) haveQuorum(voters []uint64) (bool, error) {
 
 func (w *Worker) haveCaughtUp(now *roster.Roster, voters []uint64) bool {
 	for _, v := range voters {
-		if !now.IsVoter(v) && !w.hasCaughtUp(w.raft.Progress(v)) {
+		if !now.IsVoter(v) && !w.hasCaughtUp(v, w.raft.Progress(v)) {
 			return false
 		}
 	}
