@@ -122,7 +122,9 @@ func (t *grpcTransport) link(m roster.Member) *link {
 		panic(fmt.Sprintf("raftkv: BUG: %v", err)) // only the options can be wrong
 	}
 	l := &link{peer.New(m, t.hello(m), conn, t), cancel}
-	t.node.start(func() { l.Run(ctx) })
+	if !t.node.start(func() { l.Run(ctx) }) {
+		_ = conn.Close() // Run would have; the node is stopping
+	}
 	return l
 }
 
@@ -239,6 +241,9 @@ func first[T any](recv func() (*T, error)) (*T, error) {
 func (t *grpcTransport) take(ctx context.Context, from, self uint64, frame *kvpb.MessagesRequest, cut *atomic.Pointer[error]) error {
 	if err := cut.Load(); err != nil {
 		return *err
+	}
+	if l := t.to(from); l != nil {
+		l.Nudge()
 	}
 	var bytes int64
 	messages := make([]*pb.Message, len(frame.GetMessages()))

@@ -171,6 +171,7 @@ func (l *loop) turnedAway(raftID uint64, err error, told bool) {
 
 // connected takes the news that a member has accepted our stream.
 func (l *loop) connected(raftID uint64) {
+	l.logger.Debug("stream to member", "to", roster.MemberID(raftID))
 	if l.links.lost[raftID] {
 		l.logger.Info("stream to member again", "to", roster.MemberID(raftID))
 	}

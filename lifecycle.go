@@ -110,7 +110,7 @@ func newNode(cfg Config) *Node {
 		out: n.out, reads: n.reads, show: n.show, roster: new(roster.Roster),
 		links: links{
 			contact: make(map[uint64]uint64), guests: make(map[uint64]roster.Member),
-			sending: make(map[uint64]bool), lost: make(map[uint64]bool), blamed: make(map[uint64]bool),
+			sending: make(map[uint64]bool), appended: make(map[uint64]sentAppend), lost: make(map[uint64]bool), blamed: make(map[uint64]bool),
 		},
 	}
 	n.loop.worker = membership.New(n.loop, uint64(cfg.Timing.electionTicks()))
@@ -191,17 +191,18 @@ func (n *Node) applyTasks() {
 }
 
 // start runs a function in a goroutine of the node's. A panic stops the node.
-// After the node has stopped, nothing is started.
-func (n *Node) start(f func()) {
+// After the node has stopped, it starts nothing and returns false.
+func (n *Node) start(f func()) bool {
 	n.stop.mu.Lock()
 	defer n.stop.mu.Unlock()
 	if n.stop.cause != nil {
-		return
+		return false
 	}
 	n.wg.Go(func() {
 		defer n.guard()
 		f()
 	})
+	return true
 }
 
 // guard turns a panic, ours or raft's, into a stopped node.

@@ -78,6 +78,7 @@ func (l *loop) setRoster(next *roster.Roster) {
 		if next.IsRemoved(id) {
 			delete(l.links.contact, id)
 			delete(l.links.lost, id)
+			delete(l.links.appended, id)
 			delete(l.links.blamed, id)
 		}
 	}

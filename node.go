@@ -100,6 +100,7 @@ type links struct {
 	contact  map[uint64]uint64        // raft ID to the tick of the last message
 	guests   map[uint64]roster.Member // members that our roster does not show yet
 	sending  map[uint64]bool          // raft IDs that a snapshot is on its way to
+	appended map[uint64]sentAppend    // by raft ID of the receiver
 	lost     map[uint64]bool          // raft IDs without a stream, once that has been logged
 	blamed   map[uint64]bool          // raft IDs that have broken the protocol
 	bound    *roster.Roster           // of the founding under way here, nil if none
@@ -233,9 +234,11 @@ func (l *loop) refusedBatch(first uint64) {
 
 // unreachable takes the news that a link has lost messages.
 func (l *loop) unreachable(raftID uint64) {
+	l.logger.Debug("messages lost", "to", roster.MemberID(raftID))
 	if l.raw == nil {
 		return
 	}
+	delete(l.links.appended, raftID)
 	if _, ok := l.roster.Lookup(raftID); ok {
 		l.raw.ReportUnreachable(raftID)
 	}
@@ -355,11 +358,42 @@ func (l *loop) observe(rd raft.Ready) {
 
 func (l *loop) send(m *pb.Message) {
 	l.asked.Sent(m)
-	if m.GetType() == pb.MsgSnap {
+	switch {
+	case m.GetType() == pb.MsgSnap:
 		l.sendSnapshot(m)
-		return
+	case m.GetType() == pb.MsgApp && l.isRepeated(m):
+	default:
+		l.net.send(m)
 	}
-	l.net.send(m)
+}
+
+// An appended is the latest append with entries that was sent to a member.
+type appended struct {
+	term, index uint64
+	entries     int
+}
+
+// A sentAppend is one of these and the tick from which on it may be repeated.
+type sentAppend struct {
+	appended
+	again uint64
+}
+
+// isRepeated reports whether the same entries were sent to the member less than
+// a heartbeat ago. Raft probes anew with every answer to a heartbeat; of these
+// a member that was cut off gives hundreds at once, as every round of reads has
+// sent it one, and each would bring a megabyte of the same entries after it.
+func (l *loop) isRepeated(m *pb.Message) bool {
+	if len(m.GetEntries()) == 0 {
+		return false
+	}
+	now := appended{m.GetTerm(), m.GetIndex(), len(m.GetEntries())}
+	old := l.links.appended[m.GetTo()]
+	if old.appended == now && l.now < old.again {
+		return true
+	}
+	l.links.appended[m.GetTo()] = sentAppend{now, l.now + uint64(l.cfg.Timing.heartbeatTicks())}
+	return false
 }
 
 // commit hands committed entries to the applier. Membership changes are decided

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -45,11 +46,14 @@ type Link struct {
 	conn   *grpc.ClientConn
 	events Events
 	queue  queue
+	up     atomic.Bool   // the other side has accepted the present stream
+	nudgec chan struct{} // Nudge sends, Run takes; capacity 1: one covers others
 }
 
 // New returns a link that Run will serve. It owns the connection from now on.
 func New(member roster.Member, hello *kvpb.Hello, conn *grpc.ClientConn, events Events) *Link {
-	return &Link{member: member, hello: hello, conn: conn, events: events, queue: queue{wakec: make(chan struct{}, 1)}}
+	return &Link{member: member, hello: hello, conn: conn, events: events,
+		queue: queue{wakec: make(chan struct{}, 1)}, nudgec: make(chan struct{}, 1)}
 }
 
 // Member returns whom the link leads to.
@@ -92,17 +96,39 @@ func (l *Link) Run(ctx context.Context) {
 		if worked {
 			delay = retryDelayMin
 		}
-		pause(ctx, delay/2+rand.N(delay/2)) // jitter: not all members at once
+		l.pause(ctx, delay/2+rand.N(delay/2)) // jitter: not all members at once
 		delay = min(2*delay, retryDelayMax)
 	}
 }
 
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
+// pause waits before the next try; after the shortest delay a nudge ends it.
+func (l *Link) pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(min(d, retryDelayMin))
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 	case <-ctx.Done():
+		return
+	}
+	timer.Reset(max(d-retryDelayMin, 0))
+	select {
+	case <-l.nudgec:
+		l.conn.ResetConnectBackoff()
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// Nudge says that the member is heard of: if there is no stream to it, it is
+// worth a try now. A member that was cut off would otherwise be answered only
+// when the pause is over.
+func (l *Link) Nudge() {
+	if l.up.Load() {
+		return
+	}
+	select {
+	case l.nudgec <- struct{}{}:
+	default: // one is pending
 	}
 }
 
@@ -118,6 +144,8 @@ func (l *Link) stream(parent context.Context) (worked bool, err error) {
 	if err := l.greet(s, cancel); err != nil {
 		return false, err
 	}
+	l.up.Store(true)
+	defer l.up.Store(false)
 	l.events.Connected(l.member.RaftID)
 	ended := make(chan error, 1) // closed by nobody; the one send never blocks
 	go func() {
