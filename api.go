@@ -338,6 +338,11 @@ func (n *Node) confirm(ctx context.Context) error {
 	case <-round.Done():
 		return round.Err()
 	case <-ctx.Done():
+	}
+	select {
+	case <-round.Done(): // a result that is known wins over the context
+		return round.Err()
+	default:
 		return n.noLeader(ctx)
 	}
 }

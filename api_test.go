@@ -425,7 +425,7 @@ func TestMinRevisionWaitsUntilItIsApplied(t *testing.T) {
 		c.net.Isolate(n.cfg.Addr)
 		r := c.put(c.agreed(c.but(n)...), "k", "new")
 		_, err := n.Get(c.within(time.Second), "k", MinRevision(r))
-		wantErr(t, "Get of what cannot have arrived", err, context.DeadlineExceeded)
+		wantErr(t, "Get of what cannot have arrived", err, context.DeadlineExceeded, ErrNoLeader)
 		if kv, err := n.Get(c.ctx(), "k", MinRevision(r-1)); err != nil || string(kv.Value) != "old" {
 			t.Errorf("Get of a revision that is there = %q, %v, want old at once", kv.Value, err)
 		}

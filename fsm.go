@@ -104,9 +104,24 @@ func (f *fsm) become(raftID, index, term uint64, r *roster.Roster) {
 // reads they complete. It returns the frozen states that were asked for. An
 // error means that this node cannot go on; the tasks from there on are not done.
 func (f *fsm) apply(tasks []task) (frozen []*snapshotHandle, err error) {
-	var answers []answer
-	installed := false
+	answers, table, frozen, err := f.applyLocked(tasks)
+	for _, a := range answers {
+		f.out.Resolve(a.first, a.results)
+	}
+	if table != nil {
+		f.out.ResolveFrom(table)
+	}
+	f.reads.Applied(f.applied.Load())
+	return frozen, err
+}
+
+// applyLocked is the part of apply that changes the state. If a snapshot was
+// installed it returns a copy of its table. A panic must not leave the lock
+// behind: those who stop the node need it.
+func (f *fsm) applyLocked(tasks []task) (answers []answer, installed *dedup.Table, frozen []*snapshotHandle, err error) {
 	f.mu.Lock()
+	defer f.mu.Unlock()
+	defer f.publish()
 	for _, t := range tasks {
 		switch {
 		case t.freeze:
@@ -114,7 +129,7 @@ func (f *fsm) apply(tasks []task) (frozen []*snapshotHandle, err error) {
 			continue
 		case t.install != nil:
 			f.install(t.install)
-			installed = true
+			installed = t.install.dedup.Clone() // as it is now: later entries answer for themselves
 			continue
 		case t.roster != nil:
 			f.setRoster(t.roster)
@@ -125,19 +140,11 @@ func (f *fsm) apply(tasks []task) (frozen []*snapshotHandle, err error) {
 			}
 		}
 		if err != nil {
-			err = fmt.Errorf("raftkv: apply entry %d: %w", t.index, err)
-			break
+			return answers, installed, frozen, fmt.Errorf("raftkv: apply entry %d: %w", t.index, err)
 		}
 		f.index, f.term = t.index, t.term
 	}
-	f.publish()
-	var table *dedup.Table
-	if installed {
-		table = f.dedup.Clone()
-	}
-	f.mu.Unlock()
-	f.answer(answers, table)
-	return frozen, err
+	return answers, installed, frozen, nil
 }
 
 // publish shows what was applied to those who do not take the lock.
@@ -151,17 +158,6 @@ func (f *fsm) publish() {
 		close(w.donec)
 		return true
 	})
-}
-
-// answer wakes callers, after the state that answers them can be read.
-func (f *fsm) answer(answers []answer, installed *dedup.Table) {
-	for _, a := range answers {
-		f.out.Resolve(a.first, a.results)
-	}
-	if installed != nil {
-		f.out.ResolveFrom(installed)
-	}
-	f.reads.Applied(f.applied.Load())
 }
 
 // applyBatch applies the commands that have not been applied before. For a
@@ -252,16 +248,23 @@ func (f *fsm) get(key string) (*keyspace.Item, bool) {
 
 // list returns a view of the keys in a range.
 func (f *fsm) list(prefix, after string, limit int) *Listing {
-	f.mu.RLock()
-	revision := f.revision
-	items, complete := f.keys.Collect(prefix, after, limit, collectMax)
-	f.mu.RUnlock()
-	if complete {
-		return &Listing{Revision: revision, items: slices.Values(items)}
+	if l := f.collect(prefix, after, limit); l != nil {
+		return l
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return &Listing{Revision: f.revision, items: f.keys.Freeze().Ascend(prefix, after, limit)}
+}
+
+// collect is list for a range that is small, nil if it is not.
+func (f *fsm) collect(prefix, after string, limit int) *Listing {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	items, complete := f.keys.Collect(prefix, after, limit, collectMax)
+	if !complete {
+		return nil
+	}
+	return &Listing{Revision: f.revision, items: slices.Values(items)}
 }
 
 // awaitRevision returns when a revision has been applied here. If it has to
@@ -298,7 +301,8 @@ func (f *fsm) awaitRevision(ctx context.Context, revision uint64, tell func() fu
 			return nil // a result that is known wins over the context
 		}
 		f.waits = slices.DeleteFunc(f.waits, func(o revisionWait) bool { return o.donec == w.donec })
-		return fmt.Errorf("wait for revision %d, now %d: %w", revision, f.revision, fault.Ended(ctx))
+		text := fmt.Sprintf("%v while waiting for revision %d; this node has %d", fault.Ended(ctx), revision, f.revision)
+		return fault.New(text, ErrNoLeader, fault.Ended(ctx))
 	}
 }
 

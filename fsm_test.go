@@ -678,7 +678,7 @@ func TestAwaitRevisionEndsWithItsContext(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		w, other := awaitIn(ctx, f, 7), awaitIn(t.Context(), f, 1)
 		cancel(cause)
-		if err := <-w.errc; !errors.Is(err, cause) || !strings.Contains(err.Error(), "revision 7, now 0") {
+		if err := <-w.errc; !errors.Is(err, cause) || !strings.Contains(err.Error(), "revision 7; this node has 0") {
 			t.Errorf("awaitRevision = %v, want the cause and both revisions", err)
 		}
 		if w.ended != 1 || len(f.waits) != 1 || !other.waits() {

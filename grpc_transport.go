@@ -191,11 +191,16 @@ func (t *grpcTransport) Messages(s grpc.BidiStreamingServer[kvpb.MessagesRequest
 		return t.node.status(err)
 	}
 	var self *kvpb.Identity
-	if doErr := t.node.do(func(l *loop) { self, err = l.identity(), l.welcome(hello.GetHello()) }); doErr != nil || err != nil {
-		return t.node.status(errors.Join(doErr, err))
+	err = t.ask(func(l *loop) error {
+		err := l.welcome(hello.GetHello()) // which may make us somebody
+		self = l.identity()
+		return err
+	})
+	if err != nil {
+		t.refused(hello.GetHello(), err)
+		return t.node.status(err)
 	}
 	from := hello.GetHello().GetFrom().GetRaftId()
-	self.RaftId, self.ClusterId = hello.GetHello().GetToRaftId(), hello.GetHello().GetFrom().GetClusterId()
 	if err := s.Send(&kvpb.MessagesResponse{Identity: self}); err != nil {
 		return err
 	}
@@ -206,12 +211,30 @@ func (t *grpcTransport) Messages(s grpc.BidiStreamingServer[kvpb.MessagesRequest
 			return err
 		}
 		if err := t.take(s.Context(), from, self.RaftId, frame, &cut); err != nil {
-			if !errors.Is(err, ErrRemoved) {
-				t.node.post(func(l *loop) { l.blame(from, err) })
-			}
+			t.refused(hello.GetHello(), err)
 			return t.node.status(err)
 		}
 	}
+}
+
+// ask has the loop decide something for another member. That this node stops is
+// ErrClosed to others, whatever the reason: they must not take it for theirs.
+func (t *grpcTransport) ask(f func(*loop) error) error {
+	var err error
+	if t.node.do(func(l *loop) { err = f(l) }) != nil {
+		return fmt.Errorf("%w: it is about to stop", ErrClosed)
+	}
+	return err
+}
+
+// refused notes that somebody was turned away, unless it is in order.
+func (t *grpcTransport) refused(h *kvpb.Hello, err error) {
+	if !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrMembershipRefused) && !errors.Is(err, ErrNotMember) {
+		return // removed, stopping, overloaded, or gone
+	}
+	from := h.GetFrom()
+	who := fmt.Sprintf("member %d at %.100s, raft ID %d", from.GetId(), from.GetAddr(), from.GetRaftId())
+	t.node.post(func(l *loop) { l.blame(who, err) })
 }
 
 // first receives the first message of a stream, which must come soon. The
@@ -267,12 +290,13 @@ func (t *grpcTransport) take(ctx context.Context, from, self uint64, frame *kvpb
 	if err := t.inbox.Acquire(ctx, bytes); err != nil {
 		return nil // the stream has ended; Recv says so
 	}
+	if len(frame.GetMessages())+len(frame.GetProposals())+len(frame.GetRefusals()) == 0 {
+		return t.ask(func(l *loop) error { return l.receive(from, nil) }) // a ping, which wants to know
+	}
 	t.node.post(func(l *loop) {
-		defer t.inbox.Release(bytes)
-		if err := l.receive(from, messages); errors.As(err, new(*breach)) {
+		defer l.whenThereIsRoom(func() { t.inbox.Release(bytes) })
+		if err := l.receive(from, messages); err != nil {
 			cut.Store(&err)
-		} else if err != nil {
-			t.node.stopFor(err)
 			return
 		}
 		for _, batch := range proposals {

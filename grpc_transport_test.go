@@ -141,7 +141,7 @@ func TestPeerThatBreaksTheProtocolIsCutOffCountedAndLoggedOnce(t *testing.T) {
 		if n := after.RefusedMessages - before.RefusedMessages; n != uint64(len(hostileFrames(0, 0))) {
 			t.Errorf("%d messages were counted as refused, want %d", n, len(hostileFrames(0, 0)))
 		}
-		if n := strings.Count(log.String(), "breaks the protocol"); n != 1 {
+		if n := strings.Count(log.String(), "turned a peer away"); n != 1 {
 			t.Errorf("logged %d times, want once:\n%s", n, log)
 		}
 		if after.Term != before.Term || after.StateHash != before.StateHash || after.Leader != before.Leader {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"example.com/raftkv/internal/membership"
 	"example.com/raftkv/internal/roster"
 	kvpb "example.com/raftkv/proto/raftkv/v1"
 )
@@ -13,6 +14,10 @@ import (
 // protocolVersion is the version of PeerService. Members of different versions
 // refuse each other.
 const protocolVersion = 1
+
+// blamedMax bounds how many peers that were turned away are remembered, so that
+// each is logged once; later ones are only counted.
+const blamedMax = 1024
 
 // Who may talk to whom. A process starts blank: it has a member ID, a nonce and
 // nothing else, and can neither vote nor campaign. It becomes a member by
@@ -94,9 +99,9 @@ func (l *loop) welcome(h *kvpb.Hello) error {
 // removed itself, and handed leadership over on the way, is no member any more
 // when it asks what became of its change: nobody sent it the entry that ended
 // its membership. It is told the membership that its change made.
-func (l *loop) welcomeRequest(h *kvpb.Hello, changeID string) (inForce *roster.Roster, err error) {
+func (l *loop) welcomeRequest(h *kvpb.Hello, r *membership.Request) (inForce *roster.Roster, err error) {
 	err = l.welcome(h)
-	if errors.Is(err, ErrRemoved) && l.roster.HasChange(changeID) && !l.roster.IsJoint() {
+	if errors.Is(err, ErrRemoved) && isInForce(l.roster, r) {
 		return l.roster, nil
 	}
 	return nil, err
@@ -161,6 +166,7 @@ func (l *loop) compareTiming(from *kvpb.Identity) {
 func (l *loop) turnedAway(raftID uint64, err error, told bool) {
 	if told && errors.Is(err, ErrRemoved) {
 		l.removed()
+		l.publish()
 		return
 	}
 	if m, ok := l.roster.Lookup(raftID); ok && !l.links.lost[raftID] {
@@ -178,12 +184,13 @@ func (l *loop) connected(raftID uint64) {
 	delete(l.links.lost, raftID)
 }
 
-// blame counts a breach of the protocol by a peer and logs the first.
-func (l *loop) blame(from uint64, err error) {
+// blame counts somebody who was turned away, by the hello or later for breaking
+// the protocol, and logs the first time of each.
+func (l *loop) blame(who string, err error) {
 	l.links.refused++
-	if !l.links.blamed[from] {
-		l.links.blamed[from] = true
-		l.logger.Warn("peer breaks the protocol; its stream is cut", "from", roster.MemberID(from), "err", err)
+	if !l.links.blamed[who] && len(l.links.blamed) < blamedMax {
+		l.links.blamed[who] = true
+		l.logger.Warn("turned a peer away", "from", who, "err", err)
 	}
 }
 

@@ -37,8 +37,9 @@ const (
 // if it is to, and otherwise returns ErrNotMember.
 //
 // Init on a member of a cluster returns nil if the list is the one that it was
-// founded with or the membership in force, and else ErrAlreadyInitialized. The
-// other errors are ErrInvalid, ErrMembershipRefused (a listed process has
+// founded with or the membership in force, and else ErrAlreadyInitialized. On a
+// member that a cluster has taken up, any list will do: it says with whom to
+// found, and that is past. The other errors are ErrInvalid, ErrMembershipRefused (a listed process has
 // another ID or cluster name), ErrClosed and the context's error with
 // ErrNotInitialized. On an error nothing is founded, or the cluster that is
 // comes up by itself.
@@ -53,11 +54,12 @@ func (n *Node) Init(ctx context.Context, members ...Member) error {
 		return wrap("init", err)
 	}
 	defer n.calls.leave()
-	if len(members) == 0 {
+	alone := len(members) == 0
+	if alone {
 		members = []Member{{ID: n.cfg.ID, Addr: n.cfg.Addr}}
 	}
 	members = slices.SortedFunc(slices.Values(members), func(a, b Member) int { return int(a.ID) - int(b.ID) })
-	return wrap("init", n.initWith(ctx, members))
+	return wrap("init", n.initWith(ctx, members, alone))
 }
 
 func checkFounders(members []Member, self uint64) error {
@@ -85,13 +87,13 @@ func checkFounders(members []Member, self uint64) error {
 }
 
 // initWith tries until this process is a member or never will be.
-func (n *Node) initWith(ctx context.Context, members []Member) error {
+func (n *Node) initWith(ctx context.Context, members []Member, alone bool) error {
 	defer n.tellIfSlow("init: waits until all listed members can be reached and belong to no cluster", "members", membersText(members))()
 	var last error
 	for {
 		v := n.view.Load()
 		if v.raftID != 0 {
-			return n.checkFounded(v, members)
+			return checkFounded(v, members, alone)
 		}
 		done, err := n.tryInit(ctx, members)
 		if done {
@@ -132,12 +134,12 @@ func (n *Node) initUnfinished(ctx context.Context, last error) error {
 
 // checkFounded compares the cluster that this process belongs to with what
 // Init asks for.
-func (n *Node) checkFounded(v *view, members []Member) error {
-	if v.founded == nil {
-		return nil // joined by adoption: the list is for the founding only
+func checkFounded(v *view, members []Member, alone bool) error {
+	if v.founded == nil && !alone {
+		return nil // taken up by a cluster: the list is for its founding, which others did
 	}
 	now := membershipOf(v.roster).Members
-	if slices.Equal(membershipOf(v.founded).Members, members) || slices.Equal(now, members) {
+	if v.founded != nil && slices.Equal(membershipOf(v.founded).Members, members) || slices.Equal(now, members) {
 		return nil
 	}
 	return fmt.Errorf("%w: the cluster has members %s, not %s", ErrAlreadyInitialized, membersText(now), membersText(members))

@@ -108,9 +108,10 @@ func newNode(cfg Config) *Node {
 	n.loop = &loop{
 		cfg: cfg, logger: n.logger, nonce: randomID(), net: n.transport, fsm: n.fsm, tasks: n.tasks,
 		out: n.out, reads: n.reads, show: n.show, roster: new(roster.Roster),
+		snaps: snaps{again: make(map[uint64]uint64)},
 		links: links{
 			contact: make(map[uint64]uint64), guests: make(map[uint64]roster.Member),
-			sending: make(map[uint64]bool), appended: make(map[uint64]sentAppend), lost: make(map[uint64]bool), blamed: make(map[uint64]bool),
+			sending: make(map[uint64]bool), appended: make(map[uint64]sentAppend), lost: make(map[uint64]bool), blamed: make(map[string]bool),
 		},
 	}
 	n.loop.worker = membership.New(n.loop, uint64(cfg.Timing.electionTicks()))
@@ -154,8 +155,9 @@ func (n *Node) run() {
 		}
 		runtime.Gosched() // lets callers that are ready add to the batch; measured in raft-guide section 4
 		n.loop.flush()
-		if err := n.loop.process(); err != nil {
-			n.stopFor(err)
+		n.loop.process()
+		if n.loop.failed != nil {
+			n.stopFor(n.loop.failed)
 			return
 		}
 		if n.loop.isDue() {

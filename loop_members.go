@@ -79,7 +79,7 @@ func (l *loop) setRoster(next *roster.Roster) {
 			delete(l.links.contact, id)
 			delete(l.links.lost, id)
 			delete(l.links.appended, id)
-			delete(l.links.blamed, id)
+			delete(l.snaps.again, id)
 		}
 	}
 	l.connect()

@@ -95,8 +95,8 @@ func (n *Node) ChangeMembership(ctx context.Context, voters []uint64, opts ...Me
 
 // TransferLeadership hands leadership over to a voter and returns when it
 // leads. Not done: ErrNotMember, ErrMembershipRefused (a learner, a member that
-// does not answer or does not take over), and as in AddLearner. May be done:
-// ErrOutcomeUnknown.
+// does not answer), and as in AddLearner. May be done: ErrOutcomeUnknown, also
+// with ErrMembershipRefused if the member did not take over in time.
 func (n *Node) TransferLeadership(ctx context.Context, to uint64) error {
 	_, err := n.change(ctx, fmt.Sprintf("transfer leadership to %d", to), &membership.Request{Kind: membership.Transfer, Target: to})
 	return err
@@ -130,13 +130,19 @@ func (n *Node) changeSomewhere(ctx context.Context, r *membership.Request) (*ros
 				return now, err
 			}
 		}
-		if v := n.view.Load(); v.roster.HasChange(r.ID) && !v.roster.IsJoint() {
-			return v.roster, nil // in force, and the answer was lost
+		if v := n.view.Load(); isInForce(v.roster, r) {
+			return v.roster, nil // and the answer was lost
 		}
 		if err := n.pause(ctx, v); err != nil {
 			return nil, n.unfinished(ctx, sent)
 		}
 	}
+}
+
+// isInForce reports whether a roster shows all that a request asks for. Adding a
+// learner asks for more: that it catches up.
+func isInForce(now *roster.Roster, r *membership.Request) bool {
+	return r.Kind != membership.AddLearner && now.HasChange(r.ID) && !now.IsJoint()
 }
 
 // changeAt tries a request on the leader of a view.
@@ -201,7 +207,7 @@ func (n *Node) changeHere(ctx context.Context, request *membership.Request) (*ro
 	case res := <-c:
 		return res.now, res.err
 	case <-ctx.Done():
-		n.post(func(l *loop) { l.worker.Cancel(r.ID, fault.Ended(ctx)) })
+		n.post(func(l *loop) { l.worker.Abandon(&r) })
 		return nil, n.unfinished(ctx, true)
 	case <-n.stop.c:
 		return nil, n.unfinished(ctx, true)
@@ -251,7 +257,10 @@ func (n *Node) handOver(ctx context.Context) {
 		return
 	}
 	_, err := n.changeHere(ctx, &membership.Request{ID: randomID(), Kind: membership.Transfer, Target: to})
-	n.logger.Info("handed leadership over before stopping", "to", to, "err", err)
+	if errors.Is(err, membership.ErrNotLeader) {
+		err = nil // another leads: that is what was asked for
+	}
+	n.logger.Info("hands leadership over before stopping", "to", to, "err", err)
 }
 
 // membershipOf translates a roster for callers.

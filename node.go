@@ -26,6 +26,10 @@ const (
 	uncommittedBytesMax = 256 << 20 // backstop: the outboxes' windows bound it before
 	batchesMax          = 4         // of one member in flight; more makes batches smaller
 	snapshotFallsMax    = 3         // before a learner is called too slow
+
+	// The largest batch that a member makes: full, or one command that is larger.
+	// Larger ones must not get into the log, because no frame could carry them.
+	batchBytesLegal = command.HeaderBytes + max(batchBytesMax, command.KeyBytesMax+command.ValueBytesMax+command.OverheadMax)
 )
 
 // A loop owns the raft state of one node: the RawNode, the log and everything
@@ -67,6 +71,8 @@ type loop struct {
 	links   links
 	snaps   snaps
 	asked   firewall.Reads // read confirmations that our heartbeats ask for
+	owed    []func()       // to be called when the applier has caught up
+	failed  error          // why the node must stop
 }
 
 // leadership is who leads, as this node sees it.
@@ -91,8 +97,10 @@ type change struct {
 
 // snaps is what is under way with snapshots, beside what storage keeps.
 type snaps struct {
-	staged   *stagedSnapshot // what the MsgSnap now being stepped stands for
-	freezing bool            // a frozen state is on its way from the applier
+	staged   *stagedSnapshot   // what the MsgSnap now being stepped stands for
+	freezing bool              // a frozen state is on its way from the applier
+	until    uint64            // the tick up to which an unused frozen state is kept
+	again    map[uint64]uint64 // by receiver: the tick before which not to try again
 }
 
 // links is what the loop knows of other processes.
@@ -102,7 +110,7 @@ type links struct {
 	sending  map[uint64]bool          // raft IDs that a snapshot is on its way to
 	appended map[uint64]sentAppend    // by raft ID of the receiver
 	lost     map[uint64]bool          // raft IDs without a stream, once that has been logged
-	blamed   map[uint64]bool          // raft IDs that have broken the protocol
+	blamed   map[string]bool          // who was turned away, once that has been logged
 	bound    *roster.Roster           // of the founding under way here, nil if none
 	refused  uint64                   // messages that the firewall held back
 	mistimed bool                     // that a member has other timing has been logged
@@ -123,13 +131,15 @@ type transport interface {
 	refuse(to uint64, first uint64)
 	// ping asks all linked members whether they still take us for a member.
 	ping()
-	// sendSnapshot sends a state and afterwards has snapshotSent called.
-	sendSnapshot(m *pb.Message, h *snapshotHandle)
+	// sendSnapshot begins to send a state, and has snapshotSent called in the
+	// end. It returns false if as many as allowed are on their way.
+	sendSnapshot(m *pb.Message, h *snapshotHandle) bool
 }
 
 // become makes a blank node a member: a founder if the founding roster is
 // given, otherwise one that waits for a leader to send it the state.
-func (l *loop) become(raftID uint64, r *roster.Roster, founding bool) error {
+func (l *loop) become(raftID uint64, r *roster.Roster, founding bool) (err error) {
+	defer func() { l.failed = err }()
 	l.raftID, l.roster = raftID, r
 	l.log = newStorage(l.cfg.Limits.MaxLogBytes, func() *roster.Roster { return l.roster })
 	var index uint64
@@ -162,11 +172,11 @@ func (l *loop) become(raftID uint64, r *roster.Roster, founding bool) error {
 }
 
 // receive takes messages that a peer has sent and the firewall's first part has
-// passed. A *breach says that the peer broke the protocol; any other error
-// stops this node.
+// passed. An error says that the peer broke the protocol, or that it was removed:
+// its stream is to be cut.
 func (l *loop) receive(from uint64, messages []*pb.Message) error {
 	if l.roster.IsRemoved(from) {
-		return &breach{fmt.Errorf("%w: member %d", ErrRemoved, roster.MemberID(from))} // so it learns of it
+		return fmt.Errorf("%w: member %d", ErrRemoved, roster.MemberID(from)) // so it learns of it
 	}
 	l.links.contact[from] = l.now
 	for _, m := range messages {
@@ -183,7 +193,7 @@ func (l *loop) step(m *pb.Message) error {
 	if err := firewall.Check(m, v); errors.Is(err, firewall.ErrDrop) {
 		return nil
 	} else if err != nil {
-		return &breach{fmt.Errorf("%w: %w", ErrInvalid, err)}
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	if m.GetType() == pb.MsgReadIndex && l.lead.raftID == l.raftID && !l.lead.ready {
 		return nil // with one voter raft would answer too early (etcd-io/raft#105); they ask again
@@ -193,15 +203,10 @@ func (l *loop) step(m *pb.Message) error {
 		l.logger.Debug("message not taken", "type", m.GetType().String(), "from", roster.MemberID(m.GetFrom()), "err", err)
 	}
 	if rewrites {
-		return l.process() // the firewall must see the log as it is before the next message
+		l.process() // the firewall must see the log as it is before the next message
 	}
 	return nil
 }
-
-// A breach is a peer's: its stream is cut, and this node goes on.
-type breach struct{ error }
-
-func (b *breach) Unwrap() error { return b.error }
 
 func (l *loop) firewallView() *firewall.View {
 	status := l.raw.BasicStatus()
@@ -289,18 +294,20 @@ func (l *loop) sendBatch(batch outbox.Batch, local bool) {
 	}
 }
 
-// process carries out all that raft has ready.
-func (l *loop) process() error {
-	if l.raw == nil {
-		return nil
+// process carries out all that raft has ready. When something fails that must
+// not, the loop has failed, and nothing is processed any more.
+func (l *loop) process() {
+	if l.raw == nil || l.failed != nil {
+		return
 	}
 	for l.raw.HasReady() {
 		rd := l.raw.Ready()
-		if err := l.handle(rd); err != nil {
-			return err
+		if l.failed = l.handle(rd); l.failed != nil {
+			return
 		}
 		l.raw.Advance(rd)
 	}
+	l.release()
 	if l.log.want && !l.snaps.freezing {
 		l.snaps.freezing = true
 		l.tasks.push([]task{{freeze: true}})
@@ -308,7 +315,6 @@ func (l *loop) process() error {
 	for _, raftID := range l.log.compact(l.fsm.applied.Load(), l.now) {
 		l.logger.Warn("log outgrew the snapshot on its way", "to", roster.MemberID(raftID), "times", l.log.falls(raftID))
 	}
-	return nil
 }
 
 // handle carries out one Ready. See the rules at loop.
@@ -356,46 +362,6 @@ func (l *loop) observe(rd raft.Ready) {
 	}
 }
 
-func (l *loop) send(m *pb.Message) {
-	l.asked.Sent(m)
-	switch {
-	case m.GetType() == pb.MsgSnap:
-		l.sendSnapshot(m)
-	case m.GetType() == pb.MsgApp && l.isRepeated(m):
-	default:
-		l.net.send(m)
-	}
-}
-
-// An appended is the latest append with entries that was sent to a member.
-type appended struct {
-	term, index uint64
-	entries     int
-}
-
-// A sentAppend is one of these and the tick from which on it may be repeated.
-type sentAppend struct {
-	appended
-	again uint64
-}
-
-// isRepeated reports whether the same entries were sent to the member less than
-// a heartbeat ago. Raft probes anew with every answer to a heartbeat; of these
-// a member that was cut off gives hundreds at once, as every round of reads has
-// sent it one, and each would bring a megabyte of the same entries after it.
-func (l *loop) isRepeated(m *pb.Message) bool {
-	if len(m.GetEntries()) == 0 {
-		return false
-	}
-	now := appended{m.GetTerm(), m.GetIndex(), len(m.GetEntries())}
-	old := l.links.appended[m.GetTo()]
-	if old.appended == now && l.now < old.again {
-		return true
-	}
-	l.links.appended[m.GetTo()] = sentAppend{now, l.now + uint64(l.cfg.Timing.heartbeatTicks())}
-	return false
-}
-
 // commit hands committed entries to the applier. Membership changes are decided
 // here, from replicated state alone: all members refuse the same ones.
 func (l *loop) commit(entries []*pb.Entry) error {
@@ -428,6 +394,9 @@ func (l *loop) commit(entries []*pb.Entry) error {
 // checkBatch checks a batch from a peer before it may be proposed: what is in
 // the log must be readable for everybody.
 func checkBatch(data []byte, origin uint64) (outbox.Batch, error) {
+	if len(data) > batchBytesLegal {
+		return outbox.Batch{}, fmt.Errorf("%w: batch of %d bytes", ErrTooLarge, len(data))
+	}
 	b, err := command.Parse(data)
 	if err != nil {
 		return outbox.Batch{}, err

@@ -58,9 +58,10 @@ func refusal(err error) error {
 
 // Hello tells who this process is.
 func (t *grpcTransport) Hello(ctx context.Context, req *kvpb.HelloRequest) (resp *kvpb.HelloResponse, err error) {
-	if doErr := t.node.do(func(l *loop) { resp, err = l.whoIs(req.GetHello()) }); doErr != nil {
-		err = doErr
-	}
+	err = t.ask(func(l *loop) (err error) {
+		resp, err = l.whoIs(req.GetHello())
+		return err
+	})
 	return resp, t.node.status(err)
 }
 
@@ -80,10 +81,17 @@ func (n *Node) probe(ctx context.Context, id uint64, addr string) (nonce string,
 		return "", fmt.Errorf("%w: member %d answers at %s, not %d", ErrMembershipRefused, who.GetId(), addr, id)
 	case len(who.GetClusterId()) > 0 && string(who.GetClusterId()) != cluster:
 		return "", fmt.Errorf("%w: member %d at %s belongs to another cluster, %s", ErrMembershipRefused, id, addr, clusterIDText(string(who.GetClusterId())))
+	case who.GetRaftId() != 0 && !isIn(n.view.Load().roster, who.GetRaftId()):
+		return "", fmt.Errorf("%w: member %d at %s was removed and is about to stop; start it again first", ErrMembershipRefused, id, addr)
 	case len(who.GetNonce()) != roster.NonceBytes:
 		return "", fmt.Errorf("%w: member %d at %s says who it is in a malformed way", ErrMembershipRefused, id, addr)
 	}
 	return string(who.GetNonce()), nil
+}
+
+func isIn(r *roster.Roster, raftID uint64) bool {
+	_, ok := r.Lookup(raftID)
+	return ok
 }
 
 // forwardRequest has the leader carry out a request.
@@ -106,20 +114,21 @@ func (t *grpcTransport) forwardRequest(ctx context.Context, leader uint64, r *me
 
 // Forward takes a membership change from a member that does not lead.
 func (t *grpcTransport) Forward(ctx context.Context, req *kvpb.ForwardRequest) (*kvpb.ForwardResponse, error) {
-	var inForce *roster.Roster
-	err := t.node.doErr(func(l *loop) (err error) {
-		inForce, err = l.welcomeRequest(req.GetHello(), string(req.GetChangeId()))
-		return err
-	})
-	if err != nil {
-		return nil, t.node.status(err)
-	}
-	if inForce != nil {
-		return &kvpb.ForwardResponse{Roster: inForce.Proto()}, nil
-	}
 	r, err := requestFromProto(req)
 	if err != nil {
 		return nil, t.node.status(err)
+	}
+	var inForce *roster.Roster
+	err = t.ask(func(l *loop) (err error) {
+		inForce, err = l.welcomeRequest(req.GetHello(), r)
+		return err
+	})
+	if err != nil {
+		t.refused(req.GetHello(), err)
+		return nil, t.node.status(membership.ErrNotLeader) // whom it takes for the leader is somebody else
+	}
+	if inForce != nil {
+		return &kvpb.ForwardResponse{Roster: inForce.Proto()}, nil
 	}
 	now, err := t.node.changeHere(ctx, r)
 	if err != nil {
@@ -205,7 +214,8 @@ func (t *grpcTransport) Found(s grpc.BidiStreamingServer[kvpb.FoundRequest, kvpb
 	if err != nil {
 		return t.node.status(fmt.Errorf("%w: %w", ErrInvalid, err))
 	}
-	if err := t.node.doErr(func(l *loop) error { return l.bind(req.GetHello(), r) }); err != nil {
+	if err := t.ask(func(l *loop) error { return l.bind(req.GetHello(), r) }); err != nil {
+		t.refused(req.GetHello(), err)
 		return t.node.status(err)
 	}
 	defer t.node.post(func(l *loop) { l.unbind(r) })
@@ -215,7 +225,7 @@ func (t *grpcTransport) Found(s grpc.BidiStreamingServer[kvpb.FoundRequest, kvpb
 	if req, err = s.Recv(); err != nil || !req.GetCommit() {
 		return err // the coordinator gave up: nothing was founded
 	}
-	if err := t.node.doErr(func(l *loop) error { return l.found(r) }); err != nil {
+	if err := t.ask(func(l *loop) error { return l.found(r) }); err != nil {
 		return t.node.status(err)
 	}
 	return s.Send(&kvpb.FoundResponse{})

@@ -43,24 +43,28 @@ func (n *Node) post(f func(*loop)) {
 // stopped before; then it was not done and will not be.
 func (n *Node) do(f func(*loop)) error {
 	donec := make(chan struct{})
-	var begun atomic.Bool
+	var begun, ended atomic.Bool
 	n.post(func(l *loop) {
 		if begun.Swap(true) {
 			return
 		}
 		defer close(donec)
 		f(l)
+		ended.Store(true)
 	})
 	select {
 	case <-donec:
-		return nil
 	case <-n.stop.c:
 		if !begun.Swap(true) {
 			return n.stopped()
 		}
 		<-donec // what f writes is the caller's when do returns
-		return nil
 	}
+	if !ended.Load() {
+		<-n.stop.c // f has panicked
+		return n.stopped()
+	}
+	return nil
 }
 
 // doErr is do for functions with an error.

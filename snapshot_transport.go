@@ -32,17 +32,14 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // sendSnapshot streams a frozen state to a member, on a connection of its own,
 // so that heartbeats and appends do not wait behind it.
-func (t *grpcTransport) sendSnapshot(m *pb.Message, h *snapshotHandle) {
+func (t *grpcTransport) sendSnapshot(m *pb.Message, h *snapshotHandle) bool {
 	to := m.GetTo()
 	l := t.to(to)
 	if l == nil || !t.out.TryAcquire(1) {
-		t.node.post(func(l *loop) {
-			l.snapshotSent(to, fmt.Errorf("%w: as many snapshots as allowed are on their way", ErrOverloaded))
-		})
-		return
+		return false
 	}
 	hello := t.lockedHello(l.Member())
-	t.node.start(func() {
+	return t.node.start(func() {
 		defer t.out.Release(1)
 		err := t.stream(l.Member(), hello, m, h)
 		t.node.post(func(l *loop) { l.snapshotSent(to, err) })
@@ -129,11 +126,12 @@ func (t *grpcTransport) Snapshot(s grpc.ClientStreamingServer[kvpb.SnapshotReque
 	ctx, cancel := context.WithCancel(s.Context())
 	defer cancel()
 	go r.pump(ctx, s) // ends with the stream or this call
-	err := r.receive(ctx, t.node)
+	err := r.receive(ctx, t)
 	if err == nil {
-		err = t.node.doErr(func(l *loop) error { return l.receiveSnapshot(r.message, r.staged) })
+		err = t.ask(func(l *loop) error { return l.receiveSnapshot(r.message, r.staged) })
 	}
 	if err != nil {
+		t.refused(r.hello, err)
 		return t.node.status(err)
 	}
 	return s.SendAndClose(&kvpb.SnapshotResponse{})
@@ -142,6 +140,7 @@ func (t *grpcTransport) Snapshot(s grpc.ClientStreamingServer[kvpb.SnapshotReque
 // A snapshotReceiver is one snapshot on its way in.
 type snapshotReceiver struct {
 	parts   chan snapshotPart // pump sends, receive takes; nobody closes
+	hello   *kvpb.Hello
 	message *pb.Message
 	staged  *stagedSnapshot
 }
@@ -182,7 +181,7 @@ func (r *snapshotReceiver) next(ctx context.Context, timer *time.Timer) (*kvpb.S
 	}
 }
 
-func (r *snapshotReceiver) receive(ctx context.Context, n *Node) error {
+func (r *snapshotReceiver) receive(ctx context.Context, t *grpcTransport) error {
 	timer := time.NewTimer(chunkTimeout)
 	defer timer.Stop()
 	req, err := r.next(ctx, timer)
@@ -190,7 +189,8 @@ func (r *snapshotReceiver) receive(ctx context.Context, n *Node) error {
 		return err
 	}
 	header := req.GetHeader()
-	if err := n.doErr(func(l *loop) error { return l.welcome(header.GetHello()) }); err != nil {
+	r.hello = header.GetHello()
+	if err := t.ask(func(l *loop) error { return l.welcome(r.hello) }); err != nil {
 		return err
 	}
 	if err := r.open(header); err != nil {

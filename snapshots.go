@@ -23,14 +23,14 @@ const pinElections = 5
 // sendSnapshot starts to send a state to a member.
 func (l *loop) sendSnapshot(m *pb.Message) {
 	to, h := m.GetTo(), l.log.handle
-	if h == nil || h.index != m.GetSnapshot().GetMetadata().GetIndex() || l.links.sending[to] {
-		l.raw.ReportSnapshot(to, raft.SnapshotFailure) // raft asks again
+	if h == nil || h.index != m.GetSnapshot().GetMetadata().GetIndex() || l.links.sending[to] ||
+		l.now < l.snaps.again[to] || !l.net.sendSnapshot(m, h) {
+		l.raw.ReportSnapshot(to, raft.SnapshotFailure) // raft asks again with the next heartbeat
 		return
 	}
 	l.log.pin(to, h.index, l.pinUntil())
 	l.links.sending[to] = true
 	l.logger.Info("sending snapshot", "to", roster.MemberID(to), "index", h.index, "keys", h.view.Len(), "bytes", h.view.DataBytes())
-	l.net.sendSnapshot(m, h)
 }
 
 func (l *loop) pinUntil() uint64 { return l.now + pinElections*uint64(l.cfg.Timing.electionTicks()) }
@@ -41,6 +41,7 @@ func (l *loop) snapshotSent(to uint64, err error) {
 	status := raft.SnapshotFinish
 	if err != nil {
 		status = raft.SnapshotFailure
+		l.snaps.again[to] = l.now + uint64(l.cfg.Timing.electionTicks()) // it may be receiving another's
 		l.logger.Warn("snapshot not sent", "to", roster.MemberID(to), "err", err)
 	}
 	if _, ok := l.roster.Lookup(to); ok {
@@ -51,6 +52,7 @@ func (l *loop) snapshotSent(to uint64, err error) {
 // frozen takes the state that the applier has frozen.
 func (l *loop) frozen(h *snapshotHandle) {
 	l.log.handle, l.log.want, l.snaps.freezing = h, false, false
+	l.snaps.until = l.pinUntil()
 	for _, m := range l.roster.Members {
 		l.retrySnapshot(m.RaftID)
 	}
@@ -72,6 +74,9 @@ func (l *loop) retrySnapshot(raftID uint64) {
 // tendSnapshots renews the pins of snapshots on their way and ends those that
 // have done their work. Called every tick.
 func (l *loop) tendSnapshots() {
+	if len(l.log.pins) == 0 && l.now > l.snaps.until {
+		l.log.handle = nil // whoever asked for it has gone
+	}
 	for id, p := range l.log.pins {
 		switch progress := l.Progress(id); {
 		case l.lead.raftID != l.raftID || progress.Replicates && progress.Match >= p.index && !l.links.sending[id]:
@@ -93,7 +98,6 @@ func (l *loop) receiveSnapshot(m *pb.Message, s *stagedSnapshot) error {
 	if err := firewall.CheckSnapshot(m, l.firewallView()); errors.Is(err, firewall.ErrDrop) {
 		return nil
 	} else if err != nil {
-		l.blame(m.GetFrom(), err)
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	l.snaps.staged = s
@@ -101,7 +105,8 @@ func (l *loop) receiveSnapshot(m *pb.Message, s *stagedSnapshot) error {
 	if err := l.raw.Step(m); err != nil {
 		return fmt.Errorf("raftkv: step snapshot: %w", err)
 	}
-	return l.process()
+	l.process()
+	return nil
 }
 
 // install puts a received state in the place of ours.

@@ -22,8 +22,10 @@ import (
 )
 
 const (
-	// EntryBytesMax is the largest data of one entry that the protocol knows.
-	EntryBytesMax = 32 << 20
+	// EntryBytesMax is more than the largest data of one entry that the protocol
+	// knows, a batch of one command with a value of 16 MiB, and so much less than
+	// a frame of 32 MiB that the entry always travels.
+	EntryBytesMax = 20 << 20
 	// EntriesMax bounds the entries of one message. Raft fills a message up to
 	// MaxSizePerMsg (1 MiB) and an entry has four bytes at least, a term and an
 	// index, so no legal message has more. Without the bound a frame of two-byte

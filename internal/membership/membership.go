@@ -112,7 +112,7 @@ func New(raft Raft, electionTicks uint64) *Worker {
 // Submit takes a request. A request with the ID of an earlier one takes its
 // place: the call was tried again.
 func (w *Worker) Submit(r *Request) {
-	w.Cancel(r.ID, ErrNotLeader)
+	w.cancel(r.ID, ErrNotLeader)
 	if r.Kind == SetVoters {
 		if other := w.setsVoters(); other != nil {
 			r.Done(nil, fmt.Errorf("%w: a change to voters %s is under way; wait for it", fault.ErrMembershipRefused, list(other.Voters)))
@@ -132,8 +132,14 @@ func (w *Worker) setsVoters() *Request {
 	return nil
 }
 
-// Cancel ends a request with an error. What is in the log stays there.
-func (w *Worker) Cancel(id string, err error) {
+// Abandon forgets a request that nobody waits for. What is in the log stays
+// there.
+func (w *Worker) Abandon(r *Request) {
+	w.queue = slices.DeleteFunc(w.queue, func(other *Request) bool { return other == r })
+}
+
+// cancel ends a request with an error.
+func (w *Worker) cancel(id string, err error) {
 	w.queue = slices.DeleteFunc(w.queue, func(r *Request) bool {
 		if r.ID != id {
 			return false
@@ -155,7 +161,7 @@ func (w *Worker) Fail(err error) {
 // Refused ends a request whose change was in the log and could not take effect.
 func (w *Worker) Refused(id string, err error) {
 	if !w.raft.Roster().HasChange(id) { // else it is a copy of one that did
-		w.Cancel(id, err)
+		w.cancel(id, err)
 	}
 }
 
@@ -177,6 +183,10 @@ func (w *Worker) Step(now uint64) {
 	queue := w.queue
 	w.queue = nil
 	for _, r := range queue {
+		if r.Kind != Transfer && w.raft.IsPending() {
+			w.queue = append(w.queue, r) // it may be this one's: what is refused now could still take effect
+			continue
+		}
 		if done, err := w.step(r, now); done || err != nil {
 			r.Done(w.raft.Roster(), err)
 		} else {
@@ -217,6 +227,9 @@ func (w *Worker) addLearner(r *Request) (bool, error) {
 	id, now := r.Member.ID(), w.raft.Roster()
 	m, ok := now.Newest(id)
 	if !ok {
+		if now.HasChange(r.ID) {
+			return false, fmt.Errorf("%w: member %d was added and removed again meanwhile", fault.ErrLearnerNotFound, id)
+		}
 		if r.Probe != nil {
 			return false, r.Probe
 		}
@@ -406,7 +419,9 @@ func (w *Worker) transfer(r *Request, tick uint64) (bool, error) {
 		r.deadline = tick + w.electionTicks // as long as raft itself tries
 		w.raft.Transfer(m.RaftID)
 	case tick > r.deadline:
-		return false, fmt.Errorf("%w: member %d at %s did not take over within an election timeout", fault.ErrMembershipRefused, r.Target, m.Addr)
+		// It was asked to, and may do so yet.
+		return false, fault.New(fmt.Sprintf("member %d at %s did not take over within an election timeout, and may yet", r.Target, m.Addr),
+			fault.ErrMembershipRefused, fault.ErrOutcomeUnknown)
 	}
 	return false, nil
 }

@@ -549,17 +549,58 @@ func TestUnknownKindIsInvalid(t *testing.T) {
 	c.wantError(fault.ErrInvalid)
 }
 
-func TestCancelEndsOneRequest(t *testing.T) {
+func TestAbandonForgetsOneRequest(t *testing.T) {
 	f, w := setUp(t, 4, 5)
 	f.pending = new(pb.ConfChangeV2) // nothing can be proposed
 	a := submit(t, w, Request{ID: id16("a"), Kind: RemoveLearner, Target: 4})
 	b := submit(t, w, Request{ID: id16("b"), Kind: RemoveLearner, Target: 5})
-	gone := errors.New("the caller has gone")
-	w.Cancel(id16("a"), gone)
-	w.Cancel(id16("unknown"), gone)
+	w.Abandon(&a.Request)
+	w.Abandon(new(Request))
 	w.Step(1)
-	a.wantError(gone)
 	b.wantWaits()
+	if len(w.queue) != 1 || w.queue[0] != &b.Request {
+		t.Errorf("%d requests are left, want the one that was not abandoned", len(w.queue))
+	}
+}
+
+// What is refused while a proposal is undecided could be that very proposal,
+// and take effect after the caller was told that nothing was done.
+func TestNothingIsRefusedWhileAProposalIsUndecided(t *testing.T) {
+	f, w := setUp(t)
+	c := submit(t, w, Request{ID: id16("a"), Kind: SetVoters, Voters: []uint64{1, 2}})
+	w.Step(1)
+	f.wantProposals(1)
+	f.be(2, silent) // of the voters-to-be, one does not answer any more
+	f.be(3, silent)
+	w.Step(2)
+	c.wantWaits()
+	if err := f.decide(); err != nil {
+		t.Fatal(err)
+	}
+	w.Step(3)
+	c.wantSuccess(f)
+}
+
+// An AddLearner that waits for its learner must not add it again when somebody
+// has removed it meanwhile.
+func TestLearnerRemovedMeanwhileIsNotAddedAgain(t *testing.T) {
+	f, w := setUp(t)
+	m := process(4)
+	c := submit(t, w, Request{ID: id16("a"), Kind: AddLearner, Member: m})
+	w.Step(1)
+	if err := f.decide(); err != nil {
+		t.Fatal(err)
+	}
+	f.be(4, silent)
+	w.Step(2)
+	c.wantWaits()
+	f.pending = f.roster.Remove(id16("b"), f.raftID(4))
+	if err := f.decide(); err != nil {
+		t.Fatal(err)
+	}
+	w.Step(3)
+	c.wantError(fault.ErrLearnerNotFound, "member 4", "removed")
+	f.wantProposals(1)
 }
 
 func TestFailEndsAllRequests(t *testing.T) {

@@ -238,7 +238,7 @@ func (o *Outbox) Refused(first, retryAt uint64) {
 	defer o.mu.Unlock()
 	for _, b := range o.flight {
 		if b.first == first {
-			b.route, b.retryAt = Route{}, retryAt
+			b.route, b.retryAt, b.tries = Route{}, retryAt, 0
 		}
 	}
 }
@@ -248,7 +248,7 @@ func (o *Outbox) CutOff() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, b := range o.flight {
-		b.route, b.retryAt = Route{}, 0
+		b.route, b.retryAt, b.tries = Route{}, 0, 0
 	}
 }
 

@@ -119,6 +119,10 @@ func classify(err error) (kvpb.Reason, codes.Code) {
 }
 
 func outcome(err error, reason kvpb.Reason) kvpb.Outcome {
+	if isContext := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled); isContext &&
+		!errors.Is(err, fault.ErrOutcomeUnknown) {
+		return kvpb.Outcome_OUTCOME_NOT_DONE // the API says so when a context cut something short that was begun
+	}
 	if errors.Is(err, fault.ErrOutcomeUnknown) || reason == kvpb.Reason_REASON_UNSPECIFIED {
 		return kvpb.Outcome_OUTCOME_UNKNOWN
 	}
