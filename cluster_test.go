@@ -2,13 +2,11 @@ package raftkv
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"slices"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -61,7 +59,7 @@ func (c *cluster) start(id uint64, change ...func(*Config)) *Node {
 	if err != nil {
 		c.t.Fatalf("start %d: %v", id, err)
 	}
-	c.t.Cleanup(func() { n.Close() })
+	c.t.Cleanup(func() { n.Close() }) // always nil
 	c.nodes[id], c.addrs[id] = n, cfg.Addr
 	return n
 }
@@ -99,6 +97,15 @@ func (c *cluster) found(size int, change ...func(*Config)) {
 		}
 	}
 	c.ready()
+}
+
+// list returns a founding list of members 1 to size.
+func (c *cluster) list(size int) []Member {
+	var members []Member
+	for id := range size {
+		members = append(members, Member{ID: uint64(id + 1), Addr: fmt.Sprintf("n%d:1", id+1)})
+	}
+	return members
 }
 
 // ready waits until all nodes are.
@@ -188,41 +195,11 @@ func (c *cluster) put(n *Node, key, value string, opts ...WriteOption) uint64 {
 	return revision
 }
 
-// wantValue checks a linearizable read.
-func (c *cluster) wantValue(n *Node, key, want string) {
+// commit returns the commit index after everything under way has come to rest.
+func (c *cluster) commit() uint64 {
 	c.t.Helper()
-	kv, err := n.Get(c.ctx(), key)
-	if err != nil || string(kv.Value) != want {
-		c.t.Errorf("member %d: Get(%q) = %q, %v, want %q", n.cfg.ID, key, kv.Value, err, want)
-	}
-}
-
-// wantSameState waits until all nodes have applied the same index and checks
-// that their states are the same.
-func (c *cluster) wantSameState() {
-	c.t.Helper()
-	var last []Status
-	for range 1000 {
-		last = last[:0]
-		for _, id := range c.ids() {
-			last = append(last, c.nodes[id].Status())
-		}
-		same := true
-		for _, s := range last {
-			same = same && s.Applied == last[0].Applied
-		}
-		if same {
-			for _, s := range last {
-				if s.StateHash != last[0].StateHash || s.Revision != last[0].Revision {
-					c.t.Errorf("member %d: state %x at revision %d, member %d: %x at %d",
-						s.ID, s.StateHash, s.Revision, last[0].ID, last[0].StateHash, last[0].Revision)
-				}
-			}
-			return
-		}
-		c.pause(20 * time.Millisecond)
-	}
-	c.t.Errorf("members do not reach the same index: %+v", last)
+	c.pause(3 * time.Second)
+	return c.leader().Status().Commit
 }
 
 // agreed waits until the nodes given agree on a leader among them.
@@ -269,6 +246,14 @@ func (c *cluster) learner(id uint64, change ...func(*Config)) *Node {
 	return n
 }
 
+// roles founds three voters, adds a learner and returns one member of each kind.
+func (c *cluster) roles() map[string]*Node {
+	c.t.Helper()
+	c.found(3)
+	c.learner(4)
+	return map[string]*Node{"leader": c.leader(), "follower": c.follower(), "learner": c.nodes[4]}
+}
+
 // restart starts a blank process in the place of one that was killed.
 func (c *cluster) restart(id uint64, change ...func(*Config)) *Node {
 	c.t.Helper()
@@ -285,29 +270,5 @@ func (c *cluster) delay(size int, d time.Duration) {
 				c.net.Delay(fmt.Sprintf("n%d:1", from+1), fmt.Sprintf("n%d:1", to+1), d)
 			}
 		}
-	}
-}
-
-// wantErr checks that an error satisfies errors.Is for all kinds given and for
-// none of those that would say something else about the outcome, and that it
-// reads well.
-func wantErr(t testing.TB, call string, err error, kinds ...error) {
-	t.Helper()
-	if err == nil {
-		t.Errorf("%s: no error, want %v", call, kinds)
-		return
-	}
-	for _, kind := range kinds {
-		if !errors.Is(err, kind) {
-			t.Errorf("%s: %q is not %q", call, err, kind)
-		}
-	}
-	for _, kind := range []error{ErrOutcomeUnknown, ErrNoLeader, ErrClosed} {
-		if errors.Is(err, kind) && !slices.Contains(kinds, kind) {
-			t.Errorf("%s: %q is also %q", call, err, kind)
-		}
-	}
-	if text := err.Error(); strings.Contains(text, "\n") || strings.Count(text, "raftkv: ") > 1 {
-		t.Errorf("%s: %q does not read well", call, text)
 	}
 }

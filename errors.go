@@ -18,8 +18,9 @@ var (
 	// before trying again, or write with IfRevision.
 	ErrOutcomeUnknown = fault.ErrOutcomeUnknown
 
-	// ErrNoLeader: the context ended while no leader was known to this member.
-	// Not done; try again. Too few voters may be running or reachable.
+	// ErrNoLeader: the context ended before a leader had taken the call, or had
+	// confirmed the read; for a read that waits for a revision, before that had
+	// arrived. Not done; try again. Too few voters may be running or reachable.
 	ErrNoLeader = fault.ErrNoLeader
 
 	// ErrOverloaded: a limit of Config.Limits, or the number of calls under
@@ -60,7 +61,8 @@ var (
 	ErrMemberAlive = fault.ErrMemberAlive
 
 	// ErrLearnerNotFound: a member ID is no learner, or a new voter is not in
-	// the membership. Not done. AddLearner comes first.
+	// the membership, or a learner was removed while it was waited for. Not
+	// done. AddLearner comes first.
 	ErrLearnerNotFound = fault.ErrLearnerNotFound
 
 	// ErrLearnerTooSlow: the learner did not catch up although it was sent the
@@ -77,6 +79,7 @@ var (
 	ErrMembershipChanged = fault.ErrMembershipChanged
 
 	// ErrMembershipRefused: the change is not possible as things are; the text
-	// names the member and the reason. Not done.
+	// names the member and the reason. Not done, unless the error is also
+	// ErrOutcomeUnknown.
 	ErrMembershipRefused = fault.ErrMembershipRefused
 )

@@ -106,6 +106,23 @@ func TestHelloOfStrangerIsRefused(t *testing.T) {
 	})
 }
 
+func TestRefusedHelloIsCounted(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.found(3)
+		to := c.nodes[2]
+		h := c.helloOf(c.nodes[1], to)
+		h.From.ClusterId = []byte(randomID())
+		for range 3 {
+			if _, err := c.openAs(to, h); err == nil {
+				t.Error("the hello of another cluster is welcome")
+			}
+		}
+		if n := to.Status().RefusedMessages; n != 3 {
+			t.Errorf("%d were counted as refused, want 3", n)
+		}
+	})
+}
+
 func TestPeerThatBreaksTheProtocolIsCutOffCountedAndLoggedOnce(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cluster) {
 		log := new(lockedBuffer)

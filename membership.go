@@ -257,10 +257,11 @@ func (n *Node) handOver(ctx context.Context) {
 		return
 	}
 	_, err := n.changeHere(ctx, &membership.Request{ID: randomID(), Kind: membership.Transfer, Target: to})
-	if errors.Is(err, membership.ErrNotLeader) {
-		err = nil // another leads: that is what was asked for
+	if err == nil || errors.Is(err, membership.ErrNotLeader) { // another leads: that is what was asked for
+		n.logger.Info("handed leadership over before stopping", "to", to)
+		return
 	}
-	n.logger.Info("hands leadership over before stopping", "to", to, "err", err)
+	n.logger.Warn("stops without handing leadership over", "to", to, "err", err)
 }
 
 // membershipOf translates a roster for callers.

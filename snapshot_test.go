@@ -5,8 +5,10 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // TestLargeStateReachesNewLearnerWhileWritesGoOn ships 300 MiB of values from 1
@@ -87,4 +89,101 @@ func writeOn(t *testing.T, n *Node) (stop func() int) {
 		cancel()
 		return <-done
 	}
+}
+
+// TestSnapshotOfAllSizesReachesALearnerWhileWritesGoOn has a log far smaller
+// than the largest value.
+func TestSnapshotOfAllSizesReachesALearnerWhileWritesGoOn(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		var j journal
+		small := func(cfg *Config) { cfg.Limits.MaxLogBytes = 64 << 10 }
+		c.found(3, small, j.record)
+		want := make(map[string][]byte)
+		for size := 1; size <= 1<<20; size *= 2 {
+			value := bytes.Repeat([]byte{byte(size % 251)}, size)
+			for _, key := range []string{fmt.Sprintf("%d bytes", size), strings.Repeat("k", min(size, 4<<10))} {
+				want[key] = value
+				if _, err := c.nodes[1].Put(c.ctx(), key, value); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		c.delay(4, time.Millisecond)
+		y := newTally(c)
+		y.writeUntilStopped(c.nodes[2], 30)
+		c.pause(time.Second)
+		learner := c.learner(4, small)
+		c.pause(time.Second)
+		y.stopped.Store(true)
+		y.wg.Wait()
+		for key, value := range want {
+			kv, err := learner.Get(c.ctx(), key)
+			if err != nil || !bytes.Equal(kv.Value, value) {
+				t.Errorf("Get(%.20q) on the learner: %d bytes, %v, want %d", key, len(kv.Value), err, len(value))
+			}
+		}
+		if j.of("sending snapshot") == 0 {
+			t.Error("no snapshot was sent: the test tests nothing")
+		}
+		c.wantSameState()
+	})
+}
+
+// TestPendingWriteIsAnsweredByASnapshot: a member's write takes effect, but the
+// member gets a snapshot in place of the entry that says so.
+func TestPendingWriteIsAnsweredByASnapshot(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		var j journal
+		c.found(3, func(cfg *Config) { cfg.Limits.MaxLogBytes = 64 << 10 }, j.record)
+		leader := c.leader()
+		n := c.but(leader)[0]
+		others := c.but(n)
+		c.put(n, "before", "1")
+		for _, o := range others {
+			c.net.Cut(o.cfg.Addr, n.cfg.Addr) // it can be heard, and hears nothing
+		}
+		type result struct {
+			revision uint64
+			err      error
+		}
+		done := make(chan result, 2)
+		for _, condition := range []uint64{0, 77} {
+			go func() {
+				r, err := n.Put(c.ctx(), fmt.Sprint("pending ", condition), []byte("v"), IfRevision(condition))
+				done <- result{r, err}
+			}()
+		}
+		c.pause(100 * time.Millisecond)
+		kv, err := leader.Get(c.ctx(), "pending 0")
+		if err != nil {
+			t.Fatalf("the pending write has not reached the others: %v", err)
+		}
+		for _, o := range others {
+			c.net.Reset(o.cfg.Addr, n.cfg.Addr) // what is on its way would arrive after all
+		}
+		for i := range 200 {
+			c.put(leader, fmt.Sprint(i), strings.Repeat("v", 1000))
+		}
+		c.pause(5 * time.Second)
+		if len(done) > 0 {
+			t.Fatalf("answered before its member could know: %+v", <-done)
+		}
+		for _, o := range others {
+			c.net.Heal(o.cfg.Addr, n.cfg.Addr)
+		}
+		for range 2 {
+			r := <-done
+			if r.err != nil {
+				wantErr(t, "the write whose condition failed", r.err, ErrRevisionMismatch)
+			} else if r.revision != kv.Revision {
+				t.Errorf("the pending write has revision %d, want %d", r.revision, kv.Revision)
+			}
+		}
+		if j.of("installing snapshot") == 0 {
+			t.Error("no snapshot was sent: the test tests nothing")
+		}
+		c.wantValue(n, "199", strings.Repeat("v", 1000))
+		c.wantSameState()
+		c.put(n, "after", "1")
+	})
 }
