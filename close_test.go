@@ -308,3 +308,22 @@ func TestPeerThatStopsIsNotThisNode(t *testing.T) {
 		}
 	})
 }
+
+// TestCloseDoesNotWaitForConnectionsThatSayNothing: a gRPC server waits for the
+// handshake of a connection that it has accepted.
+func TestCloseDoesNotWaitForConnectionsThatSayNothing(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		n := c.start(1)
+		conn, err := c.net.Dial(c.ctx(), "stranger:1", n.cfg.Addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		c.pause(time.Millisecond) // until it is accepted
+		began := time.Now()
+		n.Close()
+		if took := time.Since(began); took > 100*time.Millisecond {
+			t.Errorf("Close took %v", took)
+		}
+	})
+}

@@ -52,7 +52,7 @@ func (n *Node) newServer() *grpc.Server {
 
 // serve serves until the server is stopped.
 func (n *Node) serve() {
-	err := n.server.Serve(netutil.LimitListener(n.cfg.Listener, connectionsMax))
+	err := n.server.Serve(netutil.LimitListener(n.listener, connectionsMax))
 	if err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		n.stopFor(fmt.Errorf("raftkv: serve: %w", err))
 	}

@@ -37,6 +37,7 @@ type Node struct {
 	transport *grpcTransport
 	server    *grpc.Server
 	health    *health.Server
+	listener  *closer
 	foundingc chan struct{} // capacity 1: full while an Init coordinates a founding
 	calls     calls
 
@@ -100,7 +101,7 @@ func newNode(cfg Config) *Node {
 		}),
 		reads: reads.New(2 * uint64(cfg.Timing.heartbeatTicks())),
 		inbox: inbox{wakec: make(chan struct{}, 1)},
-		tasks: &taskQueue{wakec: make(chan struct{}, 1)}, health: health.NewServer(),
+		tasks: &taskQueue{wakec: make(chan struct{}, 1)}, health: health.NewServer(), listener: newCloser(cfg.Listener),
 	}
 	n.stop.c, n.foundingc = make(chan struct{}), make(chan struct{}, 1)
 	n.fsm = newFSM(n.out, n.reads)
@@ -266,9 +267,11 @@ func (n *Node) supervise() {
 // callers get the time to read why.
 func (n *Node) stopServer(cause error) {
 	if !errors.Is(cause, ErrClosed) {
-		defer time.AfterFunc(answerTime, n.server.Stop).Stop()
+		timer := time.AfterFunc(answerTime, n.listener.closeAll)
+		defer timer.Stop()
 		n.server.GracefulStop()
 	}
+	n.listener.closeAll()
 	n.server.Stop() // waits for handlers
 }
 
