@@ -268,7 +268,7 @@ func (t *grpcTransport) take(ctx context.Context, from, self uint64, frame *kvpb
 	if l := t.to(from); l != nil {
 		l.Nudge()
 	}
-	var bytes int64
+	var bytes, batches int64
 	messages := make([]*pb.Message, len(frame.GetMessages()))
 	for i, data := range frame.GetMessages() {
 		m, err := firewall.Decode(data, from, self)
@@ -285,15 +285,16 @@ func (t *grpcTransport) take(ctx context.Context, from, self uint64, frame *kvpb
 			return fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 		proposals[i] = batch
-		bytes += int64(len(data))
+		batches += int64(len(data))
 	}
-	if err := t.inbox.Acquire(ctx, bytes); err != nil {
+	if err := t.inbox.Acquire(ctx, bytes+batches); err != nil {
 		return nil // the stream has ended; Recv says so
 	}
 	if len(frame.GetMessages())+len(frame.GetProposals())+len(frame.GetRefusals()) == 0 {
 		return t.ask(func(l *loop) error { return l.receive(from, nil) }) // a ping, which wants to know
 	}
 	t.node.post(func(l *loop) {
+		defer t.inbox.Release(batches) // in the log, or refused
 		defer l.whenThereIsRoom(func() { t.inbox.Release(bytes) })
 		if err := l.receive(from, messages); err != nil {
 			cut.Store(&err)

@@ -236,3 +236,20 @@ func (c *cluster) testRemovedWhileAway(away time.Duration) {
 	}
 	c.put(leader, "k", "v")
 }
+
+// TestRemovalInTheFirstTickEndsAsAnyOther: the node goes on for an election
+// timeout, so that its own call returns success.
+func TestRemovalInTheFirstTickEndsAsAnyOther(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.found(3) // takes no virtual time
+		n := c.nodes[1]
+		began := time.Now()
+		if _, err := n.ChangeMembership(c.ctx(), []uint64{2, 3}); err != nil {
+			t.Error(err)
+		}
+		c.wantRemoved(n)
+		if took := time.Since(began); took < n.cfg.Timing.Election {
+			t.Errorf("stopped after %v, want an election timeout", took)
+		}
+	})
+}

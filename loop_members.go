@@ -2,6 +2,7 @@ package raftkv
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	"go.etcd.io/raft/v3"
@@ -74,14 +75,10 @@ func (l *loop) setRoster(next *roster.Roster) {
 			l.log.unpin(id)
 		}
 	}
-	for id := range l.links.contact {
-		if next.IsRemoved(id) {
-			delete(l.links.contact, id)
-			delete(l.links.lost, id)
-			delete(l.links.appended, id)
-			delete(l.snaps.again, id)
-		}
-	}
+	forgetRemoved(next, l.links.contact)
+	forgetRemoved(next, l.links.lost)
+	forgetRemoved(next, l.links.appended)
+	forgetRemoved(next, l.snaps.again)
 	l.connect()
 	l.publish()
 }
@@ -94,6 +91,11 @@ func (l *loop) removed() {
 		l.change.gone = max(l.now, 1)
 		l.logger.Info("removed from the cluster")
 	}
+}
+
+// forgetRemoved deletes what is kept about raft IDs that never come back.
+func forgetRemoved[T any](r *roster.Roster, kept map[uint64]T) {
+	maps.DeleteFunc(kept, func(raftID uint64, _ T) bool { return r.IsRemoved(raftID) })
 }
 
 // connect tells the transport whom to be linked with.

@@ -71,5 +71,5 @@ func (l *loop) answers(raftID uint64) bool {
 
 // isOver reports whether a removed node has gone on for long enough.
 func (l *loop) isOver() bool {
-	return l.change.gone != 0 && l.now-l.change.gone > uint64(l.cfg.Timing.electionTicks())
+	return l.change.gone != 0 && l.now > l.change.gone+uint64(l.cfg.Timing.electionTicks())
 }

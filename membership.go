@@ -45,8 +45,8 @@ func IfIndex(i uint64) MembershipOption { return func(r *membership.Request) { r
 // Not done: ErrInvalid, ErrMembershipRefused (nothing usable answers at addr; a
 // process that this one would replace must be removed first), ErrMemberAlive,
 // and as in Put ErrNotInitialized, ErrClosed, ErrRemoved, ErrNoLeader.
-// ErrLearnerTooSlow: added, but it cannot keep up. May be done:
-// ErrOutcomeUnknown.
+// ErrLearnerTooSlow: added, but it cannot keep up. ErrLearnerNotFound: added, but
+// removed again by somebody else. May be done: ErrOutcomeUnknown.
 func (n *Node) AddLearner(ctx context.Context, id uint64, addr string) (Membership, error) {
 	what := fmt.Sprintf("add learner %d at %s", id, addr)
 	if id == 0 || id > roster.IDMax {
@@ -197,7 +197,7 @@ func (n *Node) changeHere(ctx context.Context, request *membership.Request) (*ro
 	c := make(chan changeResult, 1)
 	r.Done = func(now *roster.Roster, err error) { c <- changeResult{now, err} }
 	n.post(func(l *loop) {
-		if !l.Leads() {
+		if !l.Leads() || ctx.Err() != nil { // nobody waits any more, or was told something else meanwhile
 			r.Done(nil, membership.ErrNotLeader)
 			return
 		}

@@ -81,17 +81,12 @@ func (n *Node) probe(ctx context.Context, id uint64, addr string) (nonce string,
 		return "", fmt.Errorf("%w: member %d answers at %s, not %d", ErrMembershipRefused, who.GetId(), addr, id)
 	case len(who.GetClusterId()) > 0 && string(who.GetClusterId()) != cluster:
 		return "", fmt.Errorf("%w: member %d at %s belongs to another cluster, %s", ErrMembershipRefused, id, addr, clusterIDText(string(who.GetClusterId())))
-	case who.GetRaftId() != 0 && !isIn(n.view.Load().roster, who.GetRaftId()):
+	case who.GetRaftId() != 0 && n.view.Load().roster.IsRemoved(who.GetRaftId()):
 		return "", fmt.Errorf("%w: member %d at %s was removed and is about to stop; start it again first", ErrMembershipRefused, id, addr)
 	case len(who.GetNonce()) != roster.NonceBytes:
 		return "", fmt.Errorf("%w: member %d at %s says who it is in a malformed way", ErrMembershipRefused, id, addr)
 	}
 	return string(who.GetNonce()), nil
-}
-
-func isIn(r *roster.Roster, raftID uint64) bool {
-	_, ok := r.Lookup(raftID)
-	return ok
 }
 
 // forwardRequest has the leader carry out a request.

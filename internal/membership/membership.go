@@ -95,6 +95,7 @@ type Worker struct {
 	now           uint64           // the tick of the latest Step
 	queue         []*Request       // in the order of their arrival
 	rounds        map[uint64]round // by raft ID of those that catch up
+	voters        *Request         // the first in the queue that sets voters, while stepping
 }
 
 // A round is the time in which a learner gets all that the log held when the
@@ -113,23 +114,7 @@ func New(raft Raft, electionTicks uint64) *Worker {
 // place: the call was tried again.
 func (w *Worker) Submit(r *Request) {
 	w.cancel(r.ID, ErrNotLeader)
-	if r.Kind == SetVoters {
-		if other := w.setsVoters(); other != nil {
-			r.Done(nil, fmt.Errorf("%w: a change to voters %s is under way; wait for it", fault.ErrMembershipRefused, list(other.Voters)))
-			return
-		}
-	}
 	w.queue = append(w.queue, r)
-}
-
-// setsVoters returns the request that changes the voters, if there is one.
-func (w *Worker) setsVoters() *Request {
-	for _, r := range w.queue {
-		if r.Kind == SetVoters {
-			return r
-		}
-	}
-	return nil
 }
 
 // Abandon forgets a request that nobody waits for. What is in the log stays
@@ -181,9 +166,9 @@ func (w *Worker) Step(now uint64) {
 		return
 	}
 	queue := w.queue
-	w.queue = nil
+	w.queue, w.voters = nil, nil
 	for _, r := range queue {
-		if r.Kind != Transfer && w.raft.IsPending() {
+		if r.Kind != Transfer && w.raft.IsPending() && !w.raft.Roster().HasChange(r.ID) {
 			w.queue = append(w.queue, r) // it may be this one's: what is refused now could still take effect
 			continue
 		}
@@ -238,6 +223,7 @@ func (w *Worker) addLearner(r *Request) (bool, error) {
 	p := w.raft.Progress(m.RaftID)
 	switch same := m.Addr == r.Member.Addr; {
 	case same && m.Nonce == r.Member.Nonce:
+	case now.HasChange(r.ID): // this request has added it, whatever answers there by now
 	case !p.Answers && !p.Silent:
 		return false, nil // too early to say
 	case !same && p.Answers:
@@ -302,6 +288,10 @@ func (w *Worker) removeLearner(r *Request) (bool, error) {
 
 func (w *Worker) setVoters(r *Request) (bool, error) {
 	now := w.raft.Roster()
+	if w.voters != nil && !now.HasChange(r.ID) {
+		return false, fmt.Errorf("%w: a change to voters %s is under way; wait for it", fault.ErrMembershipRefused, list(w.voters.Voters))
+	}
+	w.voters = r
 	if now.HasChange(r.ID) {
 		return !now.IsJoint(), nil
 	}
@@ -406,6 +396,7 @@ func (w *Worker) propose(cc *pb.ConfChangeV2) error {
 func (w *Worker) transfer(r *Request, tick uint64) (bool, error) {
 	now := w.raft.Roster()
 	m, ok := now.Newest(r.Target)
+	p := w.raft.Progress(m.RaftID)
 	switch {
 	case !ok:
 		return false, fmt.Errorf("%w: member %d is not in the membership", fault.ErrNotMember, r.Target)
@@ -413,8 +404,10 @@ func (w *Worker) transfer(r *Request, tick uint64) (bool, error) {
 		return true, nil
 	case !now.IsVoter(m.RaftID):
 		return false, fmt.Errorf("%w: member %d is a learner and cannot lead", fault.ErrMembershipRefused, r.Target)
-	case w.raft.Progress(m.RaftID).Silent:
+	case r.deadline == 0 && p.Silent: // later it may take over all the same
 		return false, fmt.Errorf("%w: member %d at %s does not answer", fault.ErrMembershipRefused, r.Target, m.Addr)
+	case r.deadline == 0 && !p.Answers:
+		return false, nil // too early to say
 	case r.deadline == 0:
 		r.deadline = tick + w.electionTicks // as long as raft itself tries
 		w.raft.Transfer(m.RaftID)

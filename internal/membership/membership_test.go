@@ -399,6 +399,7 @@ func TestSecondSetVotersIsRefusedWhileOneRuns(t *testing.T) {
 	f.be(4, Progress{Answers: true})
 	first := submit(t, w, Request{ID: id16("first"), Kind: SetVoters, Voters: []uint64{1, 2, 3, 4}})
 	second := submit(t, w, Request{ID: id16("second"), Kind: SetVoters, Voters: []uint64{1, 2}})
+	w.Step(1)
 	second.wantError(fault.ErrMembershipRefused, "1, 2, 3, 4", "under way")
 	first.wantWaits()
 	f.be(4, f.well())
@@ -617,4 +618,50 @@ func TestFailEndsAllRequests(t *testing.T) {
 	if !w.IsIdle() {
 		t.Error("requests are left")
 	}
+}
+
+// A change that is asked for again, because its answer was lost, is recognised
+// even if another has come in meanwhile.
+func TestRetryOfAChangeInForceIsNotRefusedForAnother(t *testing.T) {
+	f, w := setUp(t, 4)
+	submit(t, w, Request{ID: id16("first"), Kind: SetVoters, Voters: []uint64{1, 2, 3, 4}})
+	w.Step(1)
+	second := submit(t, w, Request{ID: id16("second"), Kind: SetVoters, Voters: []uint64{1, 2}})
+	again := submit(t, w, Request{ID: id16("first"), Kind: SetVoters, Voters: []uint64{1, 2, 3, 4}})
+	w.Step(2)
+	again.wantWaits()
+	second.wantWaits()
+	if err := f.decide(); err != nil {
+		t.Fatal(err)
+	}
+	w.Step(3)
+	again.wantSuccess(f)
+}
+
+// What an AddLearner has put into the log it does not deny afterwards, although
+// nobody answers at the address any more.
+func TestRetryOfAnAddedLearnerWaitsForIt(t *testing.T) {
+	f, w := setUp(t)
+	submit(t, w, Request{ID: id16("a"), Kind: AddLearner, Member: process(4)})
+	w.Step(1)
+	if err := f.decide(); err != nil {
+		t.Fatal(err)
+	}
+	f.be(4, silent)
+	m := process(4)
+	m.Nonce = ""
+	again := submit(t, w, Request{ID: id16("a"), Kind: AddLearner, Member: m, Probe: fault.ErrMembershipRefused})
+	w.Step(2)
+	again.wantWaits()
+}
+
+func TestTransferThatWasBegunIsNotCalledUndone(t *testing.T) {
+	f, w := setUp(t)
+	c := submit(t, w, Request{Kind: Transfer, Target: 2})
+	w.Step(1)
+	f.be(2, silent)
+	w.Step(2)
+	c.wantWaits()
+	w.Step(2 + 2*electionTicks)
+	c.wantError(fault.ErrOutcomeUnknown, "member 2")
 }
