@@ -107,30 +107,12 @@ func TestShutdownEndsWithItsContext(t *testing.T) {
 
 // TestCloseEndsEveryCall closes a node while each kind of call waits on it.
 func TestCloseEndsEveryCall(t *testing.T) {
-	calls := map[string]func(n *Node, ctx context.Context) error{
-		"Put":           func(n *Node, ctx context.Context) error { _, err := n.Put(ctx, "k", nil); return err },
-		"Delete":        func(n *Node, ctx context.Context) error { _, err := n.Delete(ctx, "k"); return err },
-		"Get":           func(n *Node, ctx context.Context) error { _, err := n.Get(ctx, "k"); return err },
-		"List":          func(n *Node, ctx context.Context) error { _, err := n.List(ctx, ""); return err },
-		"MinRevision":   func(n *Node, ctx context.Context) error { _, err := n.Get(ctx, "k", MinRevision(99)); return err },
-		"Ready":         func(n *Node, ctx context.Context) error { return n.Ready(ctx) },
-		"AddLearner":    func(n *Node, ctx context.Context) error { _, err := n.AddLearner(ctx, 9, "n9:1"); return err },
-		"RemoveLearner": func(n *Node, ctx context.Context) error { _, err := n.RemoveLearner(ctx, 4); return err },
-		"ChangeMembership": func(n *Node, ctx context.Context) error {
-			_, err := n.ChangeMembership(ctx, []uint64{1, 2})
-			return err
-		},
-		"TransferLeadership": func(n *Node, ctx context.Context) error { return n.TransferLeadership(ctx, n.cfg.ID%3+1) },
-		"Init": func(n *Node, ctx context.Context) error {
-			return n.Init(ctx, Member{ID: 8, Addr: "n8:1"}, Member{ID: 9, Addr: "n9:1"})
-		},
-	}
 	// A write or change that was sent may take effect; a read cannot.
 	maySay := map[string]bool{
 		"Put": true, "Delete": true, "AddLearner": true, "RemoveLearner": true, "ChangeMembership": true, "TransferLeadership": true,
 	}
 	for _, role := range []string{"leader", "follower", "no leader", "blank"} {
-		for name, call := range calls {
+		for name, call := range everyCall() {
 			if (role == "blank") != (name == "Init") && !(role == "blank" && name == "Ready") {
 				continue
 			}
@@ -177,6 +159,28 @@ func TestCloseEndsEveryCall(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// everyCall returns a call of each kind, by name.
+func everyCall() map[string]func(n *Node, ctx context.Context) error {
+	return map[string]func(n *Node, ctx context.Context) error{
+		"Put":           func(n *Node, ctx context.Context) error { _, err := n.Put(ctx, "k", nil); return err },
+		"Delete":        func(n *Node, ctx context.Context) error { _, err := n.Delete(ctx, "k"); return err },
+		"Get":           func(n *Node, ctx context.Context) error { _, err := n.Get(ctx, "k"); return err },
+		"List":          func(n *Node, ctx context.Context) error { _, err := n.List(ctx, ""); return err },
+		"MinRevision":   func(n *Node, ctx context.Context) error { _, err := n.Get(ctx, "k", MinRevision(99)); return err },
+		"Ready":         func(n *Node, ctx context.Context) error { return n.Ready(ctx) },
+		"AddLearner":    func(n *Node, ctx context.Context) error { _, err := n.AddLearner(ctx, 9, "n9:1"); return err },
+		"RemoveLearner": func(n *Node, ctx context.Context) error { _, err := n.RemoveLearner(ctx, 4); return err },
+		"ChangeMembership": func(n *Node, ctx context.Context) error {
+			_, err := n.ChangeMembership(ctx, []uint64{1, 2})
+			return err
+		},
+		"TransferLeadership": func(n *Node, ctx context.Context) error { return n.TransferLeadership(ctx, n.cfg.ID%3+1) },
+		"Init": func(n *Node, ctx context.Context) error {
+			return n.Init(ctx, Member{ID: 8, Addr: "n8:1"}, Member{ID: 9, Addr: "n9:1"})
+		},
 	}
 }
 

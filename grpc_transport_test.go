@@ -58,6 +58,8 @@ func (c *cluster) dialPeer(n *Node) kvpb.PeerServiceClient {
 // helloOf returns what a member would say to another: the best forgery there is.
 func (c *cluster) helloOf(from, to *Node) *kvpb.Hello {
 	h := &kvpb.Hello{}
+	// An error says that a node has stopped: then the hello lacks its part, and is
+	// refused.
 	_ = from.do(func(l *loop) { h.From = l.identity() })
 	_ = to.do(func(l *loop) { h.ToId, h.ToRaftId, h.ToNonce = l.cfg.ID, l.raftID, []byte(l.nonce) })
 	return h
@@ -136,6 +138,7 @@ func TestPeerThatBreaksTheProtocolIsCutOffCountedAndLoggedOnce(t *testing.T) {
 		to := c.nodes[2]
 		before := to.Status()
 		self, from := uint64(0), uint64(0)
+		// An error says that a node has stopped: then the streams below do not open.
 		_ = to.do(func(l *loop) { self = l.raftID })
 		_ = c.nodes[1].do(func(l *loop) { from = l.raftID })
 		for i, frame := range hostileFrames(from, self) {

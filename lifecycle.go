@@ -115,7 +115,7 @@ func newNode(cfg Config) *Node {
 			sending: make(map[uint64]bool), appended: make(map[uint64]sentAppend), lost: make(map[uint64]bool), blamed: make(map[string]bool),
 		},
 	}
-	n.loop.worker = membership.New(n.loop, uint64(cfg.Timing.electionTicks()))
+	n.loop.change.worker = membership.New(n.loop, uint64(cfg.Timing.electionTicks()))
 	n.loop.publish()
 	return n
 }
@@ -253,7 +253,7 @@ func (n *Node) supervise() {
 	n.fsm.fail(cause)
 	n.stopServer(cause)
 	n.wg.Wait()
-	n.loop.worker.Fail(cause) // nobody waits any more; the loop's goroutine has ended
+	n.loop.change.worker.Fail(cause) // nobody waits any more; the loop's goroutine has ended
 	if errors.Is(cause, ErrClosed) || errors.Is(cause, ErrRemoved) {
 		n.logger.Info("stopped", "cause", cause)
 	} else {

@@ -28,7 +28,7 @@ func (l *loop) changeRoster(e *pb.Entry) *roster.Roster {
 	next, err := l.roster.Apply(cc, e.GetIndex())
 	if err != nil {
 		l.logger.Debug("membership change refused", "index", e.GetIndex(), "err", err)
-		l.worker.Refused(roster.ChangeID(cc), err)
+		l.change.worker.Refused(roster.ChangeID(cc), err)
 		return nil
 	}
 	conf := l.raw.ApplyConfChange(cc)
@@ -53,7 +53,7 @@ func (l *loop) leaveInGoodHands() {
 	if !l.roster.IsJoint() || l.lead.raftID != l.raftID || slices.Contains(incoming, l.raftID) {
 		return
 	}
-	if to := l.worker.Successor(incoming); to != 0 {
+	if to := l.change.worker.Successor(incoming); to != 0 {
 		l.Transfer(to)
 	}
 }
@@ -113,7 +113,7 @@ func (l *loop) successor() uint64 {
 	if l.raw == nil || !l.Leads() {
 		return 0
 	}
-	return roster.MemberID(l.worker.Successor(l.roster.Conf.GetVoters()))
+	return roster.MemberID(l.change.worker.Successor(l.roster.Conf.GetVoters()))
 }
 
 // The following methods are what the membership worker sees of the loop.

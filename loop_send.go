@@ -5,7 +5,7 @@ import pb "go.etcd.io/raft/v3/raftpb"
 // What the loop does so that neither others nor this node drown in messages.
 
 func (l *loop) send(m *pb.Message) {
-	l.asked.Sent(m)
+	l.links.asked.Sent(m)
 	switch {
 	case m.GetType() == pb.MsgSnap:
 		l.sendSnapshot(m)
@@ -48,7 +48,7 @@ func (l *loop) isRepeated(m *pb.Message) bool {
 // makes room for more to be received. So a member whose applier lags reads less
 // from its streams, and neither its queue nor its log grows without bound.
 func (l *loop) whenThereIsRoom(f func()) {
-	l.owed = append(l.owed, f)
+	l.links.owed = append(l.links.owed, f)
 	l.release()
 }
 
@@ -56,8 +56,8 @@ func (l *loop) release() {
 	if l.tasks.isFull() {
 		return
 	}
-	for _, f := range l.owed {
+	for _, f := range l.links.owed {
 		f()
 	}
-	l.owed = nil
+	l.links.owed = nil
 }

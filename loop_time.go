@@ -8,7 +8,7 @@ func (l *loop) isDue() bool {
 	if l.raw == nil || l.lead.raftID == 0 || l.lead.raftID == l.raftID && !l.lead.ready {
 		return false
 	}
-	return l.reads.IsDue() || !l.worker.IsIdle() && l.change.stepped != l.change.decided
+	return l.reads.IsDue() || !l.change.worker.IsIdle() && l.change.stepped != l.change.decided
 }
 
 // tick advances the node's time by one.
@@ -44,7 +44,7 @@ func (l *loop) tellWaiting() {
 	if l.lead.raftID != 0 || l.lead.told || l.now-l.lead.since < 2*uint64(l.cfg.Timing.electionTicks()) {
 		return
 	}
-	if l.out.Waiting() > 0 || l.reads.Waiting() || !l.worker.IsIdle() {
+	if l.out.Waiting() > 0 || l.reads.Waiting() || !l.change.worker.IsIdle() {
 		l.lead.told = true
 		l.logger.Warn("calls wait for a leader; too few voters can be reached", "silent", l.silent())
 	}

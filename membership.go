@@ -201,13 +201,13 @@ func (n *Node) changeHere(ctx context.Context, request *membership.Request) (*ro
 			r.Done(nil, membership.ErrNotLeader)
 			return
 		}
-		l.worker.Submit(&r)
+		l.change.worker.Submit(&r)
 	})
 	select {
 	case res := <-c:
 		return res.now, res.err
 	case <-ctx.Done():
-		n.post(func(l *loop) { l.worker.Abandon(&r) })
+		n.post(func(l *loop) { l.change.worker.Abandon(&r) })
 		return nil, n.unfinished(ctx, true)
 	case <-n.stop.c:
 		return nil, n.unfinished(ctx, true)

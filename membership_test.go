@@ -49,29 +49,7 @@ func (c *cluster) testChange(from, to []uint64, retain bool, role string) {
 		}
 	}
 	c.delay(6, 5*time.Millisecond)
-	lead, on := from[0], uint64(0)
-	for _, id := range from {
-		stays := slices.Contains(to, id)
-		switch role {
-		case "leader":
-			if stays {
-				lead, on = id, id
-			}
-		case "dropped leader":
-			if !stays {
-				lead, on = id, id
-			}
-		case "dropped follower":
-			if !stays && id != lead {
-				on = id
-			}
-		}
-	}
-	for _, id := range to {
-		if role == "newcomer" && !slices.Contains(from, id) {
-			on = id
-		}
-	}
+	lead, on := withRole(from, to, role)
 	if on == 0 {
 		return // nobody has this role
 	}
@@ -108,6 +86,35 @@ func (c *cluster) testChange(from, to []uint64, retain bool, role string) {
 		}
 	}
 	y.check()
+}
+
+// withRole returns which voter should lead and on which member to call when from
+// becomes to: on is the one with the role, and zero if nobody has it.
+func withRole(from, to []uint64, role string) (lead, on uint64) {
+	lead = from[0]
+	for _, id := range from {
+		stays := slices.Contains(to, id)
+		switch role {
+		case "leader":
+			if stays {
+				lead, on = id, id
+			}
+		case "dropped leader":
+			if !stays {
+				lead, on = id, id
+			}
+		case "dropped follower":
+			if !stays && id != lead {
+				on = id
+			}
+		}
+	}
+	for _, id := range to {
+		if role == "newcomer" && !slices.Contains(from, id) {
+			on = id
+		}
+	}
+	return lead, on
 }
 
 // TestChangeMembershipRefusals: each comes soon, says why and changes nothing.

@@ -57,7 +57,6 @@ type loop struct {
 	tasks  *taskQueue
 	out    *outbox.Outbox
 	reads  *reads.Reads
-	worker *membership.Worker
 	show   func(*view) // publishes what callers may see
 
 	now     uint64 // ticks since the start
@@ -70,9 +69,7 @@ type loop struct {
 	lead    leadership
 	links   links
 	snaps   snaps
-	asked   firewall.Reads // read confirmations that our heartbeats ask for
-	owed    []func()       // to be called when the applier has caught up
-	failed  error          // why the node must stop
+	failed  error // why the node must stop
 }
 
 // leadership is who leads, as this node sees it.
@@ -88,11 +85,12 @@ type leadership struct {
 // change is how far membership changes are. Raft may turn a proposed one into an
 // entry without effect, so it is followed by its place: at index or before.
 type change struct {
-	decided  uint64 // all that is committed up to this index has been decided
-	proposed bool   // something is, and not yet in the log
-	index    uint64 // the last index when it had come into the log
-	stepped  uint64 // what decided was when the worker last looked
-	gone     uint64 // the tick at which this node learned of its removal, 0 if not
+	worker   *membership.Worker // on the leader
+	decided  uint64             // all that is committed up to this index has been decided
+	proposed bool               // something is, and not yet in the log
+	index    uint64             // the last index when it had come into the log
+	stepped  uint64             // what decided was when the worker last looked
+	gone     uint64             // the tick at which this node learned of its removal, 0 if not
 }
 
 // snaps is what is under way with snapshots, beside what storage keeps.
@@ -111,6 +109,8 @@ type links struct {
 	appended map[uint64]sentAppend    // by raft ID of the receiver
 	lost     map[uint64]bool          // raft IDs without a stream, once that has been logged
 	blamed   map[string]bool          // who was turned away, once that has been logged
+	asked    firewall.Reads           // read confirmations that our heartbeats ask for
+	owed     []func()                 // room to be given back to receivers when the applier has caught up
 	bound    *roster.Roster           // of the founding under way here, nil if none
 	refused  uint64                   // messages that the firewall held back
 	mistimed bool                     // that a member has other timing has been logged
@@ -212,7 +212,7 @@ func (l *loop) firewallView() *firewall.View {
 	status := l.raw.BasicStatus()
 	return &firewall.View{
 		Self: l.raftID, Term: status.GetTerm(), Lead: status.Lead, Last: l.Last(), Commit: status.GetCommit(),
-		ReadsMax: l.asked.Max(status.GetTerm()),
+		ReadsMax: l.links.asked.Max(status.GetTerm()),
 		TermAt: func(index uint64) (uint64, bool) {
 			term, err := l.log.Term(index)
 			return term, err == nil
@@ -259,7 +259,7 @@ func (l *loop) flush() {
 		return
 	}
 	l.change.stepped = l.change.decided
-	l.worker.Step(l.now)
+	l.change.worker.Step(l.now)
 	if l.lead.raftID == 0 || l.lead.raftID == l.raftID && !l.lead.ready {
 		return
 	}

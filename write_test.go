@@ -180,7 +180,7 @@ func TestValuesAreTheCallersOwn(t *testing.T) {
 				t.Fatal(err)
 			}
 			copy(kv.Value, "YYYYY")
-			_ = append(kv.Value[:0:5], "ZZZZZ"...)
+			_ = append(kv.Value[:0:5], "ZZZZZ"...) // only for what it overwrites
 			l, err := n.List(c.ctx(), "")
 			if err != nil {
 				t.Fatal(err)

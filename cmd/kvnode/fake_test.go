@@ -45,7 +45,7 @@ func (f *fake) start(t *testing.T) string {
 	f.server = grpc.NewServer(grpc.MaxRecvMsgSize(messageBytesMax))
 	raftkvv1.RegisterKVServiceServer(f.server, f)
 	raftkvv1.RegisterClusterServiceServer(f.server, f)
-	go func() { _ = f.server.Serve(lis) }()
+	go func() { _ = f.server.Serve(lis) }() // until Stop, below; then its error says nothing
 	t.Cleanup(f.server.Stop)
 	return lis.Addr().String()
 }

@@ -393,6 +393,7 @@ func TestDeadlinesInterruptMoveAndReset(t *testing.T) {
 		a, b := connect(t, n, "a", "b")
 		wantNothing(t, a)
 
+		// Setting a deadline fails only on a closed end, and nothing closes them here.
 		start := time.Now()
 		errc := make(chan error)
 		go func() { _, err := a.Read(make([]byte, 1)); errc <- err }()
