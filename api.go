@@ -31,7 +31,8 @@
 //
 // A process that restarts has lost its state, and its vote with it. It never
 // goes on under its old identity: every life of a process is an incarnation of
-// its own, which the cluster must take in anew.
+// its own, which the cluster must take in anew; for now that is done by hand,
+// with ChangeMembership and AddLearner.
 //
 // # Contexts
 //

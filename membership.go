@@ -28,14 +28,19 @@ type Membership struct {
 }
 
 // A MembershipOption changes how ChangeMembership works.
-type MembershipOption func(*membership.Request)
+type MembershipOption func(*membershipOptions)
+
+type membershipOptions struct {
+	retain bool
+	index  uint64
+}
 
 // Retain keeps voters that are dropped as learners.
-func Retain() MembershipOption { return func(r *membership.Request) { r.Retain = true } }
+func Retain() MembershipOption { return func(o *membershipOptions) { o.retain = true } }
 
 // IfIndex lets ChangeMembership take effect only if the membership's index is
 // still i, as Status shows it. Otherwise it returns ErrMembershipChanged.
-func IfIndex(i uint64) MembershipOption { return func(r *membership.Request) { r.IfIndex = i } }
+func IfIndex(i uint64) MembershipOption { return func(o *membershipOptions) { o.index = i } }
 
 // AddLearner adds a process as a member without a vote and returns when it has
 // caught up; Status on the leader shows how far it is. The process must run at
@@ -80,12 +85,12 @@ func (n *Node) RemoveLearner(ctx context.Context, id uint64) (Membership, error)
 // ErrMembershipChanged, ErrMembershipRefused (another change is under way), and
 // as in AddLearner. May be done: ErrOutcomeUnknown.
 func (n *Node) ChangeMembership(ctx context.Context, voters []uint64, opts ...MembershipOption) (Membership, error) {
-	r := &membership.Request{Kind: membership.SetVoters, Voters: slices.Clone(voters)}
-	slices.Sort(r.Voters)
-	r.Voters = slices.Compact(r.Voters)
+	var o membershipOptions
 	for _, opt := range opts {
-		opt(r)
+		opt(&o)
 	}
+	r := &membership.Request{Kind: membership.SetVoters, Retain: o.retain, IfIndex: o.index}
+	r.Voters = slices.Compact(slices.Sorted(slices.Values(voters)))
 	what := fmt.Sprintf("change membership to voters %v", r.Voters)
 	if len(r.Voters) == 0 {
 		return Membership{}, wrap(what, fmt.Errorf("%w: a cluster needs a voter", ErrInvalid))
