@@ -102,23 +102,10 @@ func (n *Node) initWith(ctx context.Context, members []Member, alone bool) error
 		if err != nil && (last == nil || ctx.Err() == nil) {
 			last = err // not what the end of the context cut short
 		}
-		if err := n.pauseInit(ctx, v); err != nil {
+		if err := n.pause(ctx, v, initRetry); err != nil {
 			return n.initUnfinished(ctx, last)
 		}
 	}
-}
-
-func (n *Node) pauseInit(ctx context.Context, v *view) error {
-	timer := time.NewTimer(initRetry)
-	defer timer.Stop()
-	select {
-	case <-v.nextc:
-	case <-timer.C:
-	case <-ctx.Done():
-	case <-n.stop.c:
-		return n.stopped()
-	}
-	return ctx.Err()
 }
 
 func (n *Node) initUnfinished(ctx context.Context, last error) error {

@@ -118,9 +118,14 @@ func (l *loop) successor() uint64 {
 
 // The following methods are what the membership worker sees of the loop.
 
+// Roster returns the membership in force.
 func (l *loop) Roster() *roster.Roster { return l.roster }
-func (l *loop) Leads() bool            { return l.lead.raftID == l.raftID && l.lead.ready }
-func (l *loop) Self() uint64           { return l.raftID }
+
+// Leads reports whether this node leads and has committed in its term.
+func (l *loop) Leads() bool { return l.lead.raftID == l.raftID && l.lead.ready }
+
+// Self returns this node's raft ID.
+func (l *loop) Self() uint64 { return l.raftID }
 
 // Transfer is for the leader only: a follower would ask the leader in the name
 // of the member that shall lead.
@@ -130,11 +135,13 @@ func (l *loop) Transfer(raftID uint64) {
 	}
 }
 
+// Last returns the last index of the log.
 func (l *loop) Last() uint64 {
 	last, _ := l.log.LastIndex() // never fails
 	return last
 }
 
+// Progress returns what is known of a member.
 func (l *loop) Progress(raftID uint64) membership.Progress {
 	p := membership.Progress{Answers: l.answers(raftID), TooSlow: l.log.falls(raftID) >= snapshotFallsMax}
 	p.Silent = !p.Answers && l.now-l.lead.since > uint64(l.cfg.Timing.electionTicks())
@@ -150,10 +157,12 @@ func (l *loop) Progress(raftID uint64) membership.Progress {
 	return p
 }
 
+// Propose puts a change into the log.
 func (l *loop) Propose(cc *pb.ConfChangeV2) error {
 	err := l.raw.ProposeConfChange(cc)
 	l.change.proposed = l.change.proposed || err == nil
 	return err
 }
 
+// IsPending reports whether a proposed change has not been decided yet.
 func (l *loop) IsPending() bool { return l.change.proposed || l.change.index > l.change.decided }

@@ -138,7 +138,7 @@ func (n *Node) changeSomewhere(ctx context.Context, r *membership.Request) (*ros
 		if v := n.view.Load(); isInForce(v.roster, r) {
 			return v.roster, nil // and the answer was lost
 		}
-		if err := n.pause(ctx, v); err != nil {
+		if err := n.pause(ctx, v, n.cfg.Timing.Heartbeat); err != nil {
 			return nil, n.unfinished(ctx, sent)
 		}
 	}
@@ -164,9 +164,9 @@ func isRetryable(err error) bool {
 	return errors.Is(err, membership.ErrNotLeader) || errors.Is(err, ErrNoLeader) && !errors.Is(err, context.DeadlineExceeded)
 }
 
-// pause waits until there may be another leader.
-func (n *Node) pause(ctx context.Context, v *view) error {
-	timer := time.NewTimer(n.cfg.Timing.Heartbeat)
+// pause waits for a newer view than v, or for so long.
+func (n *Node) pause(ctx context.Context, v *view, d time.Duration) error {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-v.nextc:
