@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"example.com/raftkv/internal/roster"
 )
 
 // TestLargeStateReachesNewLearnerWhileWritesGoOn ships 300 MiB of values from 1
@@ -185,5 +187,35 @@ func TestPendingWriteIsAnsweredByASnapshot(t *testing.T) {
 		c.wantValue(n, "199", strings.Repeat("v", 1000))
 		c.wantSameState()
 		c.put(n, "after", "1")
+	})
+}
+
+// TestFrozenStateIsFreedWhenItsReceiverHasGone: a receiver that dies on the way
+// never replicates, and its pin must not keep the state in memory for ever.
+func TestFrozenStateIsFreedWhenItsReceiverHasGone(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.found(1)
+		n := c.nodes[1]
+		c.put(n, "k", "v")
+		n.post(func(l *loop) {
+			n.fsm.mu.Lock()
+			defer n.fsm.mu.Unlock()
+			l.frozen(n.fsm.freeze())
+			l.log.pin(roster.RaftID(9, 9), l.log.handle.index, l.pinUntil())
+		})
+		held := func() (held bool) {
+			if err := n.do(func(l *loop) { held = l.log.handle != nil }); err != nil {
+				t.Fatal(err)
+			}
+			return held
+		}
+		c.pause(pinElections * n.cfg.Timing.Election / 2)
+		if !held() {
+			t.Error("the state is gone while it is pinned")
+		}
+		c.pause(pinElections * n.cfg.Timing.Election)
+		if held() {
+			t.Error("the state is held although its pin is over")
+		}
 	})
 }

@@ -74,8 +74,8 @@ func (l *loop) retrySnapshot(raftID uint64) {
 // tendSnapshots renews the pins of snapshots on their way and ends those that
 // have done their work. Called every tick.
 func (l *loop) tendSnapshots() {
-	if len(l.log.pins) == 0 && l.now > l.snaps.until {
-		l.log.handle = nil // whoever asked for it has gone
+	if l.now > l.snaps.until && !l.log.isPinned(l.now) {
+		l.log.handle = nil // whoever asked for it has gone, and it keeps memory
 	}
 	for id, p := range l.log.pins {
 		switch progress := l.Progress(id); {

@@ -186,6 +186,16 @@ func (s *storage) unpin(raftID uint64) {
 	}
 }
 
+// isPinned reports whether a snapshot is on its way, or has just arrived.
+func (s *storage) isPinned(now uint64) bool {
+	for _, p := range s.pins {
+		if p.index != 0 && now <= p.until {
+			return true
+		}
+	}
+	return false
+}
+
 // falls returns how often a receiver has lost its pin since it last replicated.
 func (s *storage) falls(raftID uint64) int {
 	if p := s.pins[raftID]; p != nil {

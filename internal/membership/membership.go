@@ -85,10 +85,10 @@ type Request struct {
 // belongs to the loop's goroutine.
 //
 // A request is a loop of: look at the membership in force; done, impossible, or
-// not yet; if possible, propose; when the proposal's index has been decided,
-// look again. Nothing is remembered of a proposal but its index, so that what
-// raft silently turns into nothing (etcd-io/raft#354) is only tried again, and
-// what another leader did for the same request is found in the roster.
+// not yet; if possible, propose; when that has been decided, look again. Nothing
+// is remembered of a proposal, so that what raft silently turns into nothing
+// (etcd-io/raft#354) is only tried again, and what another leader did for the
+// same request is found in the roster.
 type Worker struct {
 	raft          Raft
 	electionTicks uint64
@@ -218,7 +218,8 @@ func (w *Worker) addLearner(r *Request) (bool, error) {
 		if r.Probe != nil {
 			return false, r.Probe
 		}
-		return false, w.propose(now.AddLearner(r.ID, id, r.Member.Addr, r.Member.Nonce))
+		w.propose(now.AddLearner(r.ID, id, r.Member.Addr, r.Member.Nonce))
+		return false, nil
 	}
 	p := w.raft.Progress(m.RaftID)
 	switch same := m.Addr == r.Member.Addr; {
@@ -283,7 +284,8 @@ func (w *Worker) removeLearner(r *Request) (bool, error) {
 	if now.IsVoter(m.RaftID) {
 		return false, fmt.Errorf("%w: member %d is a voter; change the membership to voters without it", fault.ErrMembershipRefused, r.Target)
 	}
-	return false, w.propose(now.Remove(r.ID, m.RaftID))
+	w.propose(now.Remove(r.ID, m.RaftID))
+	return false, nil
 }
 
 func (w *Worker) setVoters(r *Request) (bool, error) {
@@ -319,7 +321,8 @@ func (w *Worker) setVoters(r *Request) (bool, error) {
 		}
 		// No old voter stays: raft steps down when the change is in force.
 	}
-	return false, w.propose(cc)
+	w.propose(cc)
+	return false, nil
 }
 
 // raftIDs translates member IDs.
@@ -383,14 +386,11 @@ func (w *Worker) Successor(candidates []uint64) uint64 {
 }
 
 // propose puts a change into the log once nothing else is under way there.
-func (w *Worker) propose(cc *pb.ConfChangeV2) error {
+func (w *Worker) propose(cc *pb.ConfChangeV2) {
 	if w.raft.Roster().IsJoint() || w.raft.IsPending() {
-		return nil // look again when it is decided
+		return // look again when it is decided
 	}
-	if err := w.raft.Propose(cc); err != nil {
-		return nil // dropped during a transfer of leadership: look again
-	}
-	return nil
+	_ = w.raft.Propose(cc) // dropped during a transfer of leadership: look again
 }
 
 func (w *Worker) transfer(r *Request, tick uint64) (bool, error) {
