@@ -184,6 +184,11 @@ func (t *grpcTransport) TurnedAway(raftID uint64, err error) {
 	t.node.post(func(l *loop) { l.turnedAway(raftID, told, ours) })
 }
 
+// Met is called by links.
+func (t *grpcTransport) Met(raftID uint64, who *kvpb.Identity) {
+	t.node.post(func(l *loop) { l.met(raftID, who) })
+}
+
 // Messages receives what another member sends, for as long as both live.
 func (t *grpcTransport) Messages(s grpc.BidiStreamingServer[kvpb.MessagesRequest, kvpb.MessagesResponse]) error {
 	hello, err := first(s.Recv)
@@ -197,6 +202,9 @@ func (t *grpcTransport) Messages(s grpc.BidiStreamingServer[kvpb.MessagesRequest
 		return err
 	})
 	if err != nil {
+		if errors.Is(err, ErrNotMember) {
+			_ = s.Send(&kvpb.MessagesResponse{Identity: self}) // so that it knows whom it has met; err is what counts
+		}
 		t.refused(hello.GetHello(), err)
 		return t.node.status(err)
 	}
@@ -229,8 +237,8 @@ func (t *grpcTransport) ask(f func(*loop) error) error {
 
 // refused notes that somebody was turned away, unless it is in order.
 func (t *grpcTransport) refused(h *kvpb.Hello, err error) {
-	if !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrMembershipRefused) && !errors.Is(err, ErrNotMember) {
-		return // removed, stopping, overloaded, or gone
+	if !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrMembershipRefused) {
+		return // removed, meant for an earlier process, stopping, overloaded, or gone
 	}
 	from := h.GetFrom()
 	who := fmt.Sprintf("member %d at %.100s, raft ID %d", from.GetId(), from.GetAddr(), from.GetRaftId())

@@ -74,7 +74,10 @@ func (c *cluster) openAs(n *Node, h *kvpb.Hello) (grpc.BidiStreamingClient[kvpb.
 	if err := s.Send(&kvpb.MessagesRequest{Hello: h}); err != nil {
 		return nil, err
 	}
-	_, err = s.Recv()
+	resp, err := s.Recv()
+	if err == nil && !bytes.Equal(resp.GetIdentity().GetNonce(), h.GetToNonce()) || resp.GetIdentity().GetRaftId() != h.GetToRaftId() {
+		_, err = s.Recv() // another process says who it is, and then why it refuses
+	}
 	return s, err
 }
 

@@ -116,7 +116,7 @@ func (l *loop) adopt(h *kvpb.Hello) error {
 	if string(h.GetToNonce()) != l.nonce || roster.MemberID(h.GetToRaftId()) != l.cfg.ID || roster.Number(h.GetToRaftId()) == 0 {
 		if !l.links.strange {
 			l.links.strange = true
-			l.logger.Warn("the cluster knows another process under this member's ID; this one is new and was not added: remove that member and add it again",
+			l.logger.Info("the cluster knows an earlier process under this member's ID; this one waits to be put in its place",
 				"cluster", clusterIDText(string(h.GetFrom().GetClusterId())), "said", h.GetFrom().GetAddr())
 		}
 		return fmt.Errorf("%w: member %d is a new process, which the cluster does not know", ErrNotMember, l.cfg.ID)
@@ -143,7 +143,7 @@ func (l *loop) admit(from *kvpb.Identity) error {
 		l.links.guests[m.RaftID] = m
 		l.connect()
 	}
-	l.links.contact[m.RaftID] = l.now
+	l.heard(m.RaftID)
 	l.compareTiming(from)
 	return nil
 }
@@ -173,6 +173,31 @@ func (l *loop) turnedAway(raftID uint64, err error, told bool) {
 		l.links.lost[raftID] = true
 		l.logger.Warn("no stream to member", "to", m.ID(), "addr", m.Addr, "err", err)
 	}
+}
+
+// met takes the news of who answers where a member should: a process of its own
+// name that has come back blank, or what the cluster has made of that since.
+func (l *loop) met(raftID uint64, who *kvpb.Identity) {
+	m, ok := l.roster.Lookup(raftID)
+	nonce := string(who.GetNonce())
+	if !ok || l.checkIdentity(who) != nil || who.GetId() != m.ID() || nonce == m.Nonce {
+		return
+	}
+	_, known := l.roster.Lookup(who.GetRaftId())
+	if who.GetRaftId() != 0 && !known {
+		delete(l.links.inPlace, raftID) // the cluster has gone on without our knowing
+		return
+	}
+	if l.links.inPlace[raftID] != nonce {
+		l.links.inPlace[raftID] = nonce
+		l.logger.Info("a new process answers in place of a member", "of", m.ID(), "addr", m.Addr, "blank", who.GetRaftId() == 0)
+	}
+}
+
+// heard notes that a member lives.
+func (l *loop) heard(raftID uint64) {
+	l.links.contact[raftID] = l.now
+	delete(l.links.inPlace, raftID)
 }
 
 // connected takes the news that a member has accepted our stream.

@@ -33,8 +33,9 @@ const (
 // same list, this member included. When all that are listed can be reached and
 // belong to no cluster, they found one together, all or none; Init waits for
 // that. The member with the lowest ID coordinates. If a listed member belongs
-// to a cluster already, Init waits until that cluster has taken up this process
-// if it is to, and otherwise returns ErrNotMember.
+// to a cluster already that has this member ID, Init waits until that cluster has
+// taken up this process, in place of the one that was lost by a restart if need
+// be; if it does not have this member ID, Init returns ErrNotMember.
 //
 // Init on a member of a cluster returns nil if the list is the one that it was
 // founded with or the membership in force, and else ErrAlreadyInitialized. On a
@@ -201,9 +202,9 @@ func (n *Node) askFounder(ctx context.Context, m Member) (nonce string, err erro
 	case known == nil:
 		return "", fmt.Errorf("%w: member %d at %s belongs to a cluster without member %d; add it there as a learner",
 			ErrNotMember, m.ID, m.Addr, n.cfg.ID)
-	case string(known.GetNonce()) != n.loop.nonce:
-		return "", fmt.Errorf("%w: member %d at %s belongs to a cluster in which member %d is another process, lost by a restart; remove that member and add it again as a learner",
-			ErrNotMember, m.ID, m.Addr, n.cfg.ID)
+	case string(known.GetNonce()) != n.loop.nonce && known.GetAddr() != n.cfg.Addr:
+		return "", fault.New(fmt.Sprintf("the cluster of member %d has member %d at %s, not at %s; if it has moved, AddLearner puts this process in its place",
+			m.ID, n.cfg.ID, known.GetAddr(), n.cfg.Addr), errWaiting)
 	}
 	return "", fault.New(fmt.Sprintf("the cluster of member %d has not reached this process yet", m.ID), errWaiting)
 }

@@ -111,7 +111,7 @@ func newNode(cfg Config) *Node {
 		out: n.out, reads: n.reads, show: n.show, roster: new(roster.Roster),
 		snaps: snaps{again: make(map[uint64]uint64)},
 		links: links{
-			contact: make(map[uint64]uint64), guests: make(map[uint64]roster.Member),
+			contact: make(map[uint64]uint64), inPlace: make(map[uint64]string), guests: make(map[uint64]roster.Member),
 			sending: make(map[uint64]bool), appended: make(map[uint64]sentAppend), lost: make(map[uint64]bool), blamed: make(map[string]bool),
 		},
 	}
@@ -148,25 +148,15 @@ func (n *Node) run() {
 		case <-n.stop.c:
 			return
 		}
-		for _, f := range n.inbox.take() {
-			f(n.loop)
-		}
-		if tick {
-			n.loop.tick()
-		}
+		n.loop.takeIn(n.inbox.take(), tick)
 		runtime.Gosched() // lets callers that are ready add to the batch; measured in raft-guide section 4
-		n.loop.flush()
-		n.loop.process()
-		if n.loop.failed != nil {
-			n.stopFor(n.loop.failed)
+		again, err := n.loop.carryOut()
+		if err != nil {
+			n.stopFor(err)
 			return
 		}
-		if n.loop.isDue() {
+		if again {
 			n.inbox.wake()
-		}
-		if n.loop.isOver() {
-			n.stopFor(ErrRemoved)
-			return
 		}
 	}
 }

@@ -76,6 +76,7 @@ func (l *loop) setRoster(next *roster.Roster) {
 		}
 	}
 	forgetRemoved(next, l.links.contact)
+	forgetRemoved(next, l.links.inPlace)
 	forgetRemoved(next, l.links.lost)
 	forgetRemoved(next, l.links.appended)
 	forgetRemoved(next, l.snaps.again)
@@ -156,6 +157,10 @@ func (l *loop) Progress(raftID uint64) membership.Progress {
 	})
 	return p
 }
+
+// InPlace returns the nonce of the process that answers where an incarnation
+// did, empty if none was met.
+func (l *loop) InPlace(raftID uint64) string { return l.links.inPlace[raftID] }
 
 // Propose puts a change into the log.
 func (l *loop) Propose(cc *pb.ConfChangeV2) error {

@@ -44,7 +44,7 @@ func (l *loop) tellWaiting() {
 	if l.lead.raftID != 0 || l.lead.told || l.now-l.lead.since < 2*uint64(l.cfg.Timing.electionTicks()) {
 		return
 	}
-	if l.out.Waiting() > 0 || l.reads.Waiting() || !l.change.worker.IsIdle() {
+	if l.out.Waiting() > 0 || l.reads.Waiting() || l.change.worker.HasRequests() {
 		l.lead.told = true
 		l.logger.Warn("calls wait for a leader; too few voters can be reached", "silent", l.silent())
 	}

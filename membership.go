@@ -47,9 +47,13 @@ func IfIndex(i uint64) MembershipOption { return func(o *membershipOptions) { o.
 // addr, with that member ID and in no cluster yet. When ctx ends first, the
 // learner stays a member, and the same call again waits on.
 //
-// Not done: ErrInvalid, ErrMembershipRefused (nothing usable answers at addr; a
-// process that this one would replace must be removed first), ErrMemberAlive,
-// and as in Put ErrNotInitialized, ErrClosed, ErrRemoved, ErrNoLeader.
+// If the member exists, but its process no longer answers, the new process takes
+// its place, at whatever address, with its role: then AddLearner returns when the
+// member votes again, if it did before. Where a member restarts at its address,
+// that happens without a call.
+//
+// Not done: ErrInvalid, ErrMembershipRefused (nothing usable answers at addr),
+// ErrMemberAlive (the member still answers at another address), and as in Put ErrNotInitialized, ErrClosed, ErrRemoved, ErrNoLeader.
 // ErrLearnerTooSlow: added, but it cannot keep up. ErrLearnerNotFound: added, but
 // removed again by somebody else. May be done: ErrOutcomeUnknown.
 func (n *Node) AddLearner(ctx context.Context, id uint64, addr string) (Membership, error) {
@@ -269,12 +273,16 @@ func (n *Node) handOver(ctx context.Context) {
 	n.logger.Warn("stops without handing leadership over", "to", to, "err", err)
 }
 
-// membershipOf translates a roster for callers.
+// membershipOf translates a roster for callers. A member that is being replaced
+// has one row: where its new incarnation runs, with the role of the old one.
 func membershipOf(r *roster.Roster) Membership {
 	m := Membership{Index: r.Index, Joint: r.IsJoint()}
 	for _, row := range r.Members {
+		if newest, _ := r.Newest(row.ID()); newest != row {
+			continue
+		}
 		role := Learner
-		if r.IsVoter(row.RaftID) {
+		if _, replaces := r.Replaced(row); replaces || r.IsVoter(row.RaftID) {
 			role = Voter
 		}
 		m.Members = append(m.Members, Member{ID: row.ID(), Addr: row.Addr, Role: role})

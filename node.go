@@ -38,9 +38,9 @@ const (
 // the transport, the task queue and the callbacks of requests, all of which
 // return at once.
 //
-// A round of the loop is: take in what has come (receive, proposal, hello,
-// events), tick if it is time, flush, process. Writes go last, so that what
-// gathered meanwhile travels in one entry.
+// A round of the loop is takeIn and carryOut: take what has come (messages,
+// proposals, hellos, events), tick if it is time, flush, process. Writes go last,
+// so that what gathered meanwhile travels in one entry.
 //
 // Ordering rules, each from raft-guide section 2.1:
 //
@@ -104,6 +104,7 @@ type snaps struct {
 // links is what the loop knows of other processes.
 type links struct {
 	contact  map[uint64]uint64        // raft ID to the tick of the last message
+	inPlace  map[uint64]string        // raft ID to the nonce of the process that answers in its place
 	guests   map[uint64]roster.Member // members that our roster does not show yet
 	sending  map[uint64]bool          // raft IDs that a snapshot is on its way to
 	appended map[uint64]sentAppend    // by raft ID of the receiver
@@ -171,6 +172,31 @@ func (l *loop) become(raftID uint64, r *roster.Roster, founding bool) (err error
 	return nil
 }
 
+// takeIn begins a round: it takes what has come and, if it is time, ticks.
+func (l *loop) takeIn(items []func(*loop), tick bool) {
+	for _, f := range items {
+		f(l)
+	}
+	if tick {
+		l.tick()
+	}
+}
+
+// carryOut ends a round: it does all that follows from what was taken in. If
+// again is true, the next round must not wait for something to come. An error
+// says why the node must stop.
+func (l *loop) carryOut() (again bool, err error) {
+	l.flush()
+	l.process()
+	switch {
+	case l.failed != nil:
+		return false, l.failed
+	case l.isOver():
+		return false, ErrRemoved
+	}
+	return l.isDue(), nil
+}
+
 // receive takes messages that a peer has sent and the firewall's first part has
 // passed. An error says that the peer broke the protocol, or that it was removed:
 // its stream is to be cut.
@@ -178,7 +204,7 @@ func (l *loop) receive(from uint64, messages []*pb.Message) error {
 	if l.roster.IsRemoved(from) {
 		return fmt.Errorf("%w: member %d", ErrRemoved, roster.MemberID(from)) // so it learns of it
 	}
-	l.links.contact[from] = l.now
+	l.heard(from)
 	for _, m := range messages {
 		if err := l.step(m); err != nil {
 			return err

@@ -94,7 +94,7 @@ func (l *loop) receiveSnapshot(m *pb.Message, s *stagedSnapshot) error {
 	if l.raw == nil {
 		return fmt.Errorf("%w: this process", ErrNotInitialized)
 	}
-	l.links.contact[m.GetFrom()] = l.now
+	l.heard(m.GetFrom())
 	if err := firewall.CheckSnapshot(m, l.firewallView()); errors.Is(err, firewall.ErrDrop) {
 		return nil
 	} else if err != nil {

@@ -25,6 +25,7 @@ type fakeRaft struct {
 	pending   *pb.ConfChangeV2 // proposed, and in the log
 	refuses   error            // of Propose
 	transfers []uint64
+	inPlace   map[uint64]string // by raft ID
 }
 
 func (f *fakeRaft) Roster() *roster.Roster          { return f.roster }
@@ -33,6 +34,7 @@ func (f *fakeRaft) Self() uint64                    { return f.self }
 func (f *fakeRaft) Last() uint64                    { return f.last }
 func (f *fakeRaft) Progress(raftID uint64) Progress { return f.progress[raftID] }
 func (f *fakeRaft) IsPending() bool                 { return f.pending != nil }
+func (f *fakeRaft) InPlace(raftID uint64) string    { return f.inPlace[raftID] }
 func (f *fakeRaft) Transfer(raftID uint64)          { f.transfers = append(f.transfers, raftID) }
 
 func (f *fakeRaft) Propose(cc *pb.ConfChangeV2) error {

@@ -44,6 +44,9 @@ type Raft interface {
 	Last() uint64
 	// Progress returns what is known of a member.
 	Progress(raftID uint64) Progress
+	// InPlace returns the nonce of the process that was met where an incarnation
+	// should answer, empty if none was.
+	InPlace(raftID uint64) string
 	// Propose puts a change into the log.
 	Propose(cc *pb.ConfChangeV2) error
 	// IsPending reports whether a proposed change has not been decided yet.
@@ -82,7 +85,8 @@ type Request struct {
 
 // A Worker carries out requests on the leader. One change at a time is in the
 // log; requests that wait for a learner to catch up do not hold up others. It
-// belongs to the loop's goroutine.
+// belongs to the loop's goroutine. When no request can go on, it replaces members
+// that came back blank; see replace.
 //
 // A request is a loop of: look at the membership in force; done, impossible, or
 // not yet; if possible, propose; when that has been decided, look again. Nothing
@@ -96,6 +100,7 @@ type Worker struct {
 	queue         []*Request       // in the order of their arrival
 	rounds        map[uint64]round // by raft ID of those that catch up
 	voters        *Request         // the first in the queue that sets voters, while stepping
+	revived       revived
 }
 
 // A round is the time in which a learner gets all that the log held when the
@@ -151,7 +156,10 @@ func (w *Worker) Refused(id string, err error) {
 }
 
 // IsIdle reports whether there is nothing to do.
-func (w *Worker) IsIdle() bool { return len(w.queue) == 0 }
+func (w *Worker) IsIdle() bool { return !w.HasRequests() && !w.mayReplace() }
+
+// HasRequests reports whether calls wait.
+func (w *Worker) HasRequests() bool { return len(w.queue) > 0 }
 
 // Step carries every request as far as it goes. It is called after anything
 // that may matter to one: a message, a tick, a decided change.
@@ -163,6 +171,7 @@ func (w *Worker) Step(now uint64) {
 	}
 	if !w.raft.Leads() {
 		w.stepDown()
+		w.revived = revived{}
 		return
 	}
 	queue := w.queue
@@ -178,6 +187,7 @@ func (w *Worker) Step(now uint64) {
 			w.queue = append(w.queue, r)
 		}
 	}
+	w.replace()
 }
 
 // stepDown hands all requests back, except those that are in force: a leader
@@ -221,32 +231,25 @@ func (w *Worker) addLearner(r *Request) (bool, error) {
 		w.propose(now.AddLearner(r.ID, id, r.Member.Addr, r.Member.Nonce))
 		return false, nil
 	}
-	p := w.raft.Progress(m.RaftID)
-	switch same := m.Addr == r.Member.Addr; {
-	case same && m.Nonce == r.Member.Nonce:
+	p, same := w.raft.Progress(m.RaftID), m.Addr == r.Member.Addr
+	switch {
 	case now.HasChange(r.ID): // this request has added it, whatever answers there by now
-	case !p.Answers && !p.Silent:
-		return false, nil // too early to say
+	case same && (m.Nonce == r.Member.Nonce || p.Answers && r.Probe != nil):
 	case !same && p.Answers:
 		return false, fmt.Errorf("%w: member %d runs at %s", fault.ErrMemberAlive, id, m.Addr)
+	case !p.Silent:
+		return false, nil // too early to say
 	case r.Probe != nil:
 		return false, r.Probe
 	default:
-		return false, fmt.Errorf("%w: member %d is in the membership as another process, which ran at %s and no longer answers; %s",
-			fault.ErrMembershipRefused, id, m.Addr, removalOf(now, m))
+		w.propose(now.Replace(r.ID, m, r.Member.Addr, r.Member.Nonce))
+		return false, nil
 	}
 	if p.TooSlow {
 		return false, fmt.Errorf("%w: member %d at %s", fault.ErrLearnerTooSlow, id, m.Addr)
 	}
-	return w.hasCaughtUp(m.RaftID, p), nil
-}
-
-// removalOf says how a person removes a member.
-func removalOf(r *roster.Roster, m roster.Member) string {
-	if r.IsVoter(m.RaftID) {
-		return "change the membership to voters without it first, then add it again"
-	}
-	return "remove that learner first, then add it again"
+	_, replaces := now.Replaced(m)
+	return w.hasCaughtUp(m.RaftID, p) && !replaces, nil
 }
 
 // hasCaughtUp reports whether a learner is as good as level: it lacks a few
@@ -281,7 +284,7 @@ func (w *Worker) removeLearner(r *Request) (bool, error) {
 	if !ok {
 		return false, fmt.Errorf("%w: member %d is not in the membership", fault.ErrLearnerNotFound, r.Target)
 	}
-	if now.IsVoter(m.RaftID) {
+	if _, replaces := now.Replaced(m); replaces || now.IsVoter(m.RaftID) {
 		return false, fmt.Errorf("%w: member %d is a voter; change the membership to voters without it", fault.ErrMembershipRefused, r.Target)
 	}
 	w.propose(now.Remove(r.ID, m.RaftID))

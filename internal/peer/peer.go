@@ -32,6 +32,8 @@ type Events interface {
 	Unreachable(raftID uint64)
 	// TurnedAway says that the other side refuses the link.
 	TurnedAway(raftID uint64, err error)
+	// Met says that another process than the one linked with answers there.
+	Met(raftID uint64, who *kvpb.Identity)
 }
 
 // A Link carries messages to one incarnation of a member. Messages wait in a
@@ -170,6 +172,10 @@ func (l *Link) greet(s grpc.BidiStreamingClient[kvpb.MessagesRequest, kvpb.Messa
 		return err
 	}
 	if id := resp.GetIdentity(); id.GetRaftId() != l.member.RaftID || string(id.GetNonce()) != l.member.Nonce {
+		l.events.Met(l.member.RaftID, id)
+		if _, err = s.Recv(); err != nil {
+			return err // why it refuses
+		}
 		return fmt.Errorf("raftkv: raft ID %d answers in place of %d", id.GetRaftId(), l.member.RaftID)
 	}
 	return nil

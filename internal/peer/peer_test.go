@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -81,6 +82,9 @@ func (s *server) Messages(stream grpc.BidiStreamingServer[kvpb.MessagesRequest, 
 	if err := stream.Send(&kvpb.MessagesResponse{Identity: identity}); err != nil {
 		return err
 	}
+	if identity.GetRaftId() != member.RaftID || string(identity.GetNonce()) != member.Nonce {
+		return status.Error(codes.FailedPrecondition, "another process")
+	}
 	for {
 		frame, err := stream.Recv()
 		if err != nil {
@@ -128,6 +132,9 @@ func (r *recorder) note(event string, raftID uint64, err error) {
 func (r *recorder) Connected(raftID uint64)             { r.note("connected", raftID, nil) }
 func (r *recorder) Unreachable(raftID uint64)           { r.note("unreachable", raftID, nil) }
 func (r *recorder) TurnedAway(raftID uint64, err error) { r.note("turned away", raftID, err) }
+func (r *recorder) Met(raftID uint64, who *kvpb.Identity) {
+	r.note(fmt.Sprintf("met %x", who.GetNonce()), raftID, nil)
+}
 
 // cause returns why the link was turned away last.
 func (r *recorder) cause() error {
@@ -253,7 +260,10 @@ func TestWrongIdentityIsRefused(t *testing.T) {
 				s.change(func() { s.identity = identity })
 				l.Send(heartbeat(1))
 				run(t, l)
-				r.want("unreachable", "turned away")
+				r.want(fmt.Sprintf("met %x", identity.GetNonce()), "unreachable", "turned away")
+				if err := r.cause(); !strings.Contains(fmt.Sprint(err), "another process") {
+					t.Errorf("turned away because of %v, want the reason that was given", err)
+				}
 				s.change(func() {
 					if len(s.frames) != 0 {
 						t.Errorf("%d frames went to a stranger", len(s.frames))

@@ -22,6 +22,27 @@ func (r *Roster) AddLearner(changeID string, id uint64, addr, nonce string) *pb.
 		single(pb.ConfChangeAddLearnerNode, m.RaftID))
 }
 
+// Replace returns the change that puts a new process in the place of a member's
+// newest incarnation, which is dead. A learner is swapped at once, so that there
+// never are two learners of one member. A voter keeps its vote until the new
+// incarnation, a learner for now, has caught up and Promote swaps them. It takes
+// effect only if the roster is still this one.
+func (r *Roster) Replace(changeID string, old Member, addr, nonce string) *pb.ConfChangeV2 {
+	m := Member{RaftID: RaftID(old.ID(), r.Counter+1), Addr: addr, Nonce: nonce}
+	changes := []*pb.ConfChangeSingle{single(pb.ConfChangeAddLearnerNode, m.RaftID)}
+	if !r.IsVoter(old.RaftID) {
+		changes = append(changes, single(pb.ConfChangeRemoveNode, old.RaftID))
+	}
+	return change(&kvpb.ConfContext{ChangeId: []byte(changeID), IfIndex: r.Index, Add: m.Proto()}, changes...)
+}
+
+// Promote returns the change that gives the vote of a member's old incarnation
+// to its new one. It takes effect only if the roster is still this one.
+func (r *Roster) Promote(old, newest Member) *pb.ConfChangeV2 {
+	return change(&kvpb.ConfContext{IfIndex: r.Index},
+		single(pb.ConfChangeAddNode, newest.RaftID), single(pb.ConfChangeRemoveNode, old.RaftID))
+}
+
 // Remove returns the change that removes one incarnation.
 func (r *Roster) Remove(changeID string, raftID uint64) *pb.ConfChangeV2 {
 	return change(&kvpb.ConfContext{ChangeId: []byte(changeID)}, single(pb.ConfChangeRemoveNode, raftID))
@@ -29,17 +50,20 @@ func (r *Roster) Remove(changeID string, raftID uint64) *pb.ConfChangeV2 {
 
 // SetVoters returns the change after which exactly the given raft IDs vote, or
 // nil if they do already. Voters that are dropped are removed, or stay as
-// learners.
+// learners. A member that is being replaced leaves with both of its incarnations
+// or stays with the new one.
 func (r *Roster) SetVoters(changeID string, voters []uint64, retain bool, ifIndex uint64) *pb.ConfChangeV2 {
 	var changes []*pb.ConfChangeSingle
 	for _, m := range r.Members {
 		now, then := slices.Contains(r.Conf.GetVoters(), m.RaftID), slices.Contains(voters, m.RaftID)
+		newest, _ := r.Newest(m.ID())
+		_, replaces := r.Replaced(m)
 		switch {
 		case then && !now:
 			changes = append(changes, single(pb.ConfChangeAddNode, m.RaftID))
-		case now && !then && retain:
+		case now && !then && retain && newest == m:
 			changes = append(changes, single(pb.ConfChangeAddLearnerNode, m.RaftID))
-		case now && !then:
+		case now && !then, replaces && !then && !retain:
 			changes = append(changes, single(pb.ConfChangeRemoveNode, m.RaftID))
 		}
 	}

@@ -59,7 +59,10 @@ func (m Member) ID() uint64 { return MemberID(m.RaftID) }
 //  2. No number above Counter has ever been in the roster, so a raft ID whose
 //     number is at or below Counter and that is no member was removed for good
 //     (DESIGN.md section 7); no tombstones are needed.
-//  3. Everything here is a function of the log, and so the same on all members.
+//  3. A member has one incarnation, or two while it is being replaced: the old
+//     one a voter, the new one a learner or, in the joint phase, a voter of the
+//     other half.
+//  4. Everything here is a function of the log, and so the same on all members.
 type Roster struct {
 	ClusterID string // NonceBytes random bytes
 	Counter   uint64 // the number last given to an incarnation
@@ -110,6 +113,27 @@ func (r *Roster) Newest(id uint64) (Member, bool) {
 		}
 	}
 	return found, found.RaftID != 0
+}
+
+// Replaced returns the older incarnation of a member's, if m is not its only one
+// but the newest.
+func (r *Roster) Replaced(m Member) (old Member, ok bool) {
+	for _, o := range r.Members {
+		if o.ID() == m.ID() && o.RaftID < m.RaftID {
+			return o, true
+		}
+	}
+	return Member{}, false
+}
+
+// IsReplacing reports whether any member is being replaced.
+func (r *Roster) IsReplacing() bool {
+	for i := 1; i < len(r.Members); i++ { // ascending: the incarnations of a member are neighbours
+		if r.Members[i].ID() == r.Members[i-1].ID() {
+			return true
+		}
+	}
+	return false
 }
 
 // IsRemoved reports whether a raft ID was a member and never will be again.
@@ -177,7 +201,29 @@ func (r *Roster) Apply(cc *pb.ConfChangeV2, index uint64) (*Roster, error) {
 		return !inConf(conf, m.RaftID)
 	})
 	next.sort()
+	if err := next.checkIncarnations(); err != nil {
+		return nil, fmt.Errorf("%w: %w", err, fault.ErrMembershipRefused)
+	}
 	return next, nil
+}
+
+// checkIncarnations verifies invariant 3.
+func (r *Roster) checkIncarnations() error {
+	for i, m := range r.Members {
+		if i == 0 || r.Members[i-1].ID() != m.ID() {
+			continue
+		}
+		old := r.Members[i-1].RaftID
+		if i > 1 && r.Members[i-2].ID() == m.ID() {
+			return fmt.Errorf("member %d has three incarnations", m.ID())
+		}
+		in, out := r.Conf.GetVoters(), r.Conf.GetVotersOutgoing()
+		inBoth := slices.Contains(in, old) && slices.Contains(in, m.RaftID) || slices.Contains(out, old) && slices.Contains(out, m.RaftID)
+		if inBoth || !r.IsVoter(old) {
+			return fmt.Errorf("member %d has two incarnations, %d and %d, not one that replaces a voter", m.ID(), old, m.RaftID)
+		}
+	}
+	return nil
 }
 
 // admits checks a change against what the roster remembers.
@@ -212,9 +258,6 @@ func (r *Roster) admitsMember(m Member) error {
 		return fmt.Errorf("incarnation number %d was used already: %w", n, fault.ErrMembershipRefused)
 	case len(r.Members) >= MembersMax:
 		return fmt.Errorf("the cluster has %d members, the most it can have: %w", MembersMax, fault.ErrMembershipRefused)
-	}
-	if old, ok := r.Newest(m.ID()); ok {
-		return fmt.Errorf("member %d is in the membership already, at %s: %w", m.ID(), old.Addr, fault.ErrMembershipRefused)
 	}
 	return nil
 }
@@ -310,6 +353,9 @@ func (r *Roster) check() error {
 		if _, ok := r.Lookup(id); !ok {
 			return fmt.Errorf("raft ID %d of the configuration is not a member", id)
 		}
+	}
+	if err := r.checkIncarnations(); err != nil {
+		return err
 	}
 	return CheckConf(r.Conf)
 }

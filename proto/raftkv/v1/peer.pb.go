@@ -433,7 +433,8 @@ func (x *Refusal) GetFirstSequence() uint64 {
 	return 0
 }
 
-// MessagesResponse accepts a hello.
+// MessagesResponse answers a hello: accepted if it comes from the process that
+// the hello names. Another process says who it is, and then why it refuses.
 type MessagesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Who answers.

@@ -36,7 +36,7 @@ type PeerServiceClient interface {
 	// Hello tells who answers at an address.
 	Hello(ctx context.Context, in *HelloRequest, opts ...grpc.CallOption) (*HelloResponse, error)
 	// Messages carries one member's messages to another, for as long as both
-	// live. The first request is a hello, and so is the only response.
+	// live. The first request is a hello, and the only response answers it.
 	Messages(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[MessagesRequest, MessagesResponse], error)
 	// Snapshot carries one snapshot.
 	Snapshot(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[SnapshotRequest, SnapshotResponse], error)
@@ -123,7 +123,7 @@ type PeerServiceServer interface {
 	// Hello tells who answers at an address.
 	Hello(context.Context, *HelloRequest) (*HelloResponse, error)
 	// Messages carries one member's messages to another, for as long as both
-	// live. The first request is a hello, and so is the only response.
+	// live. The first request is a hello, and the only response answers it.
 	Messages(grpc.BidiStreamingServer[MessagesRequest, MessagesResponse]) error
 	// Snapshot carries one snapshot.
 	Snapshot(grpc.ClientStreamingServer[SnapshotRequest, SnapshotResponse]) error
