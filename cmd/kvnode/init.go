@@ -24,8 +24,7 @@ and belong to no cluster. It asks the one with the lowest ID, unless --endpoints
 says otherwise.
 
 Prints the membership. If that is already the membership, it says so and exits 0.
-A node that has restarted is a stranger to its cluster: do not init it, but drop it
-there (change-membership with the IDs of the others) and add it again.`,
+A member that has restarted needs no init: its cluster takes it up again.`,
 		RunE: c.body(func(ctx context.Context, cmd *cobra.Command, args []string) error {
 			members, err := parseMembers(args)
 			if err != nil {

@@ -40,10 +40,14 @@ func newServe() *cobra.Command {
 cleanly; a second one stops it at once. "kvnode --id ID" is the same.
 
 A node begins without a cluster. With --members, the same list on every member and
-on the first start, the members found their cluster by themselves. Without, see
-"kvnode init" and "kvnode add-learner". A node that restarts is a stranger to its
-cluster: drop it there (change-membership with the IDs of the others) and add it
-again, without --members.`,
+on every start, the members found their cluster by themselves. Without, see "kvnode
+init" and "kvnode add-learner".
+
+Everything is in memory: a member that restarts, with the same flags, comes back
+empty. Its cluster puts it in the place of the one that was lost, with the same
+role, within seconds. Restart one member at a time, and wait for it with "kvnode
+status --wait-ready" before the next: when a majority of the voters is lost, all
+is lost. To move a member, stop it, start it elsewhere and "kvnode add-learner" it.`,
 		Args:                  arguments(0, 0),
 		DisableFlagsInUseLine: true,
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return s.run(cmd) },

@@ -106,7 +106,7 @@ func (s *supervisor) found(ctx context.Context, node *raftkv.Node, members []raf
 func foundingHint(err error) string {
 	switch {
 	case errors.Is(err, raftkv.ErrNotMember):
-		return "start it without --members, and add it: kvnode add-learner"
+		return "its cluster has no such member (any more): start it without --members, and add it: kvnode add-learner"
 	case errors.Is(err, raftkv.ErrAlreadyInitialized):
 		return "it belongs to another cluster than --members says; look with: kvnode status"
 	}
