@@ -31,8 +31,10 @@
 //
 // A process that restarts has lost its state, and its vote with it. It never
 // goes on under its old identity: every life of a process is an incarnation of
-// its own, which the cluster must take in anew; for now that is done by hand,
-// with ChangeMembership and AddLearner.
+// its own. The cluster puts the new one in the place of the old by itself, with
+// the same role, within seconds; [Node.Ready] tells when. Restart one member at a
+// time and wait for that: when a majority of the voters has lost its memory, calls
+// return [ErrQuorumLost], and only a person can go on, with [Node.Recover].
 //
 // # Contexts
 //
@@ -115,8 +117,8 @@ func After(key string) ReadOption { return func(o *readOptions) { o.after = key 
 // Without a leader Put waits. When it returns nil the write took effect once,
 // however many leaders died meanwhile. Not done: ErrInvalid (empty key),
 // ErrTooLarge, ErrOverloaded, ErrRevisionMismatch (then the revision is that of
-// the store), ErrNotInitialized, ErrClosed, ErrRemoved, and the context's error
-// with ErrNoLeader. May be done: ErrOutcomeUnknown, with the context's error or
+// the store), ErrNotInitialized, ErrQuorumLost, ErrClosed, ErrRemoved, and the
+// context's error with ErrNoLeader. May be done: ErrOutcomeUnknown, with the context's error or
 // that of the stopped node.
 func (n *Node) Put(ctx context.Context, key string, value []byte, opts ...WriteOption) (revision uint64, err error) {
 	revision, err = n.write(ctx, command.Command{Op: command.Put, Key: bytesOf(key), Value: value}, opts)
@@ -200,6 +202,9 @@ func (n *Node) write(ctx context.Context, c command.Command, opts []WriteOption)
 		return 0, err
 	}
 	defer n.calls.leave()
+	if err := n.view.Load().lost; err != nil {
+		return 0, err
+	}
 	if err := n.admits(&c); err != nil {
 		return 0, err
 	}
@@ -264,6 +269,9 @@ func (n *Node) abandon(ctx context.Context, t outbox.Ticket) error {
 		return n.noLeader(ctx)
 	}
 	text := fmt.Sprintf("%v while the write was under way; it may still take effect", fault.Ended(ctx))
+	if lost := n.view.Load().lost; lost != nil {
+		return fault.New(text+"; "+lost.Error(), ErrOutcomeUnknown, ErrQuorumLost, fault.Ended(ctx))
+	}
 	return fault.New(text, ErrOutcomeUnknown, fault.Ended(ctx))
 }
 
@@ -318,6 +326,11 @@ func (n *Node) read(ctx context.Context, opts []ReadOption) (readOptions, error)
 	if o.limit < 0 {
 		return o, fmt.Errorf("%w: limit %d", ErrInvalid, o.limit)
 	}
+	if lost := n.view.Load().lost; lost != nil && o.revision > 0 {
+		if _, revision, _ := n.fsm.status(); revision < o.revision {
+			return o, lost // it never comes
+		}
+	}
 	if o.stale || o.revision != 0 {
 		return o, n.fsm.awaitRevision(ctx, o.revision, func() func() bool {
 			return n.tellIfSlow("read: waits for a revision that this node has not applied", "revision", o.revision)
@@ -328,6 +341,9 @@ func (n *Node) read(ctx context.Context, opts []ReadOption) (readOptions, error)
 
 // confirm returns when this node's state shows all that was acknowledged before.
 func (n *Node) confirm(ctx context.Context) error {
+	if err := n.view.Load().lost; err != nil {
+		return err
+	}
 	round, idle, err := n.reads.Join()
 	if err != nil {
 		return err
@@ -377,24 +393,37 @@ func (n *Node) List(ctx context.Context, prefix string, opts ...ReadOption) (*Li
 	return n.fsm.list(prefix, o.after, o.limit), nil
 }
 
-// Ready returns when this node is a member, knows the leader and shows all that
-// the cluster had acknowledged when Ready was called. A node that was just
-// started may call it at once. The errors are ErrClosed, ErrRemoved and the
-// context's error with ErrNotInitialized or ErrNoLeader.
+// Ready returns when this node is a member in force, knows a leader that answers
+// and shows all that the cluster had acknowledged when Ready was called. A member
+// that has restarted is ready when it has taken over the vote that it had. A node
+// that was just started may call Ready at once.
+//
+// The errors are ErrQuorumLost, ErrClosed, ErrRemoved and the context's error with
+// ErrNotInitialized or ErrNoLeader.
 func (n *Node) Ready(ctx context.Context) error {
-	defer n.tellIfSlow("ready: waits until this process belongs to a cluster that has a leader")()
+	defer n.tellIfSlow("ready: waits until this process belongs to a cluster and has caught up")()
+	return wrap("ready", n.awaitReady(ctx))
+}
+
+func (n *Node) awaitReady(ctx context.Context) error {
 	for {
 		v := n.view.Load()
-		if _, ok := v.roster.Lookup(v.raftID); ok {
-			return wrap("ready", n.confirm(ctx))
+		switch {
+		case v.ready:
+			return n.confirm(ctx)
+		case v.lost != nil:
+			return v.lost
 		}
 		select {
 		case <-v.nextc:
 		case <-n.stop.c:
-			return wrap("ready", n.stopped())
+			return n.stopped()
 		case <-ctx.Done():
-			return wrap("ready", fault.New(fmt.Sprintf("%v before member %d belonged to a cluster", fault.Ended(ctx), n.cfg.ID),
-				ErrNotInitialized, fault.Ended(ctx)))
+			if v.raftID != 0 {
+				return n.noLeader(ctx)
+			}
+			return fault.New(fmt.Sprintf("%v before member %d belonged to a cluster", fault.Ended(ctx), n.cfg.ID),
+				ErrNotInitialized, fault.Ended(ctx))
 		}
 	}
 }

@@ -137,7 +137,7 @@ func (c *cluster) leader() *Node {
 		}
 		if len(ids) == 1 {
 			for id := range ids {
-				if n := c.nodes[id]; n != nil && n.view.Load().ready {
+				if n := c.nodes[id]; n != nil && n.view.Load().leads {
 					return n
 				}
 			}
@@ -211,7 +211,7 @@ func (c *cluster) agreed(nodes ...*Node) *Node {
 			leaders[n.Status().Leader] = true
 		}
 		for _, n := range nodes {
-			if len(leaders) == 1 && leaders[n.cfg.ID] && n.view.Load().ready {
+			if len(leaders) == 1 && leaders[n.cfg.ID] && n.view.Load().leads {
 				return n
 			}
 		}

@@ -23,6 +23,12 @@ var (
 	// arrived. Not done; try again. Too few voters may be running or reachable.
 	ErrNoLeader = fault.ErrNoLeader
 
+	// ErrQuorumLost: so many voters have restarted, and so lost their memory, that
+	// those left are no majority. Not done, unless the error is also
+	// ErrOutcomeUnknown. Nothing helps but Recover on the best survivor, or
+	// starting all over; stale reads go on.
+	ErrQuorumLost = fault.ErrQuorumLost
+
 	// ErrOverloaded: a limit of Config.Limits, or the number of calls under
 	// way, is reached. Not done. Try again later, slower, or delete something
 	// if it is the state that is full.

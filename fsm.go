@@ -23,6 +23,8 @@ const (
 	collectMax = 1024
 	// revisionWaitsMax bounds the reads that wait for a revision.
 	revisionWaitsMax = 1 << 16
+	// recoveryLeap is what a recovery adds to the revision (DESIGN.md section 7).
+	recoveryLeap = 1 << 32
 )
 
 // An fsm is the state machine: what the log says up to an index. It applies
@@ -98,6 +100,18 @@ func (f *fsm) become(raftID, index, term uint64, r *roster.Roster) {
 	f.origin, f.index, f.term = raftID, index, term
 	f.setRoster(r)
 	f.applied.Store(index)
+}
+
+// recovered makes the state that of a new cluster, which begins with it at an
+// index. Fencing tokens of the old one must never come back, whatever of it was
+// lost here, so the revision takes a leap that no cluster can write.
+func (f *fsm) recovered(raftID, index, term uint64, r *roster.Roster) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.origin, f.index, f.term = raftID, index, term
+	f.revision += recoveryLeap
+	f.setRoster(r)
+	f.publish()
 }
 
 // apply carries out tasks in order and answers the callers whose writes or

@@ -12,6 +12,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
 
 	"example.com/raftkv/internal/membership"
 	"example.com/raftkv/internal/wire"
@@ -58,11 +59,11 @@ func (n *Node) serve() {
 	}
 }
 
-// showHealth says whether this node can be expected to answer: it is a member
-// and knows a leader.
+// showHealth says whether this node can be expected to answer: whether it is
+// ready.
 func (n *Node) showHealth(v *view) {
 	state := healthpb.HealthCheckResponse_NOT_SERVING
-	if v.leader.RaftID != 0 && !v.gone {
+	if v.ready {
 		state = healthpb.HealthCheckResponse_SERVING
 	}
 	for _, name := range []string{"", kvpb.KVService_ServiceDesc.ServiceName, kvpb.ClusterService_ServiceDesc.ServiceName} {
@@ -227,6 +228,14 @@ func (s *clusterServer) Init(ctx context.Context, req *kvpb.InitRequest) (*kvpb.
 	return &kvpb.InitResponse{Membership: membershipOf(s.node.view.Load().roster).proto()}, nil
 }
 
+func (s *clusterServer) Recover(ctx context.Context, _ *kvpb.RecoverRequest) (*kvpb.RecoverResponse, error) {
+	m, err := s.node.Recover(ctx)
+	if err != nil {
+		return nil, s.node.answer(ctx, err)
+	}
+	return &kvpb.RecoverResponse{Membership: m.proto()}, nil
+}
+
 func (s *clusterServer) AddLearner(ctx context.Context, req *kvpb.AddLearnerRequest) (*kvpb.AddLearnerResponse, error) {
 	m, err := s.node.AddLearner(ctx, req.GetId(), req.GetAddr())
 	if err != nil {
@@ -271,6 +280,10 @@ func (s Status) proto() *kvpb.StatusResponse {
 		ClusterId: s.ClusterID, Id: s.ID, Addr: s.Addr, Role: s.Role.proto(), Leader: s.Leader, Term: s.Term,
 		Commit: s.Commit, Applied: s.Applied, Revision: s.Revision, StateHash: s.StateHash,
 		Membership: s.Membership.proto(), RefusedMessages: s.RefusedMessages,
+		Ready: s.Ready, QuorumLost: s.QuorumLost, LastTerm: s.LastTerm, LastIndex: s.LastIndex,
+	}
+	if s.SpareVoters >= 0 {
+		resp.SpareVoters = proto.Uint32(uint32(s.SpareVoters))
 	}
 	for _, p := range s.Peers {
 		contact := int64(-1)

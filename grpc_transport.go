@@ -299,12 +299,12 @@ func (t *grpcTransport) take(ctx context.Context, from, self uint64, frame *kvpb
 		return nil // the stream has ended; Recv says so
 	}
 	if len(frame.GetMessages())+len(frame.GetProposals())+len(frame.GetRefusals()) == 0 {
-		return t.ask(func(l *loop) error { return l.receive(from, nil) }) // a ping, which wants to know
+		return t.ask(func(l *loop) error { return l.receiveAs(self, from, nil) }) // a ping, which wants to know
 	}
 	t.node.post(func(l *loop) {
 		defer t.inbox.Release(batches) // in the log, or refused
 		defer l.whenThereIsRoom(func() { t.inbox.Release(bytes) })
-		if err := l.receive(from, messages); err != nil {
+		if err := l.receiveAs(self, from, messages); err != nil {
 			cut.Store(&err)
 			return
 		}

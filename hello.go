@@ -121,7 +121,7 @@ func (l *loop) adopt(h *kvpb.Hello) error {
 		}
 		return fmt.Errorf("%w: member %d is a new process, which the cluster does not know", ErrNotMember, l.cfg.ID)
 	}
-	return l.become(h.GetToRaftId(), roster.Blank(string(h.GetFrom().GetClusterId())), false)
+	return l.become(h.GetToRaftId(), roster.Blank(string(h.GetFrom().GetClusterId())), 0)
 }
 
 // admit decides whether a process of our cluster is a member. One whose number
@@ -257,7 +257,7 @@ func (l *loop) found(r *roster.Roster) error {
 		return fmt.Errorf("%w: member %d", ErrAlreadyInitialized, l.cfg.ID)
 	}
 	m, _ := r.Newest(l.cfg.ID)
-	if err := l.become(m.RaftID, r, true); err != nil {
+	if err := l.become(m.RaftID, r, 1); err != nil {
 		return err
 	}
 	if roster.Number(m.RaftID) == 1 {

@@ -109,11 +109,7 @@ func newNode(cfg Config) *Node {
 	n.loop = &loop{
 		cfg: cfg, logger: n.logger, nonce: randomID(), net: n.transport, fsm: n.fsm, tasks: n.tasks,
 		out: n.out, reads: n.reads, show: n.show, roster: new(roster.Roster),
-		snaps: snaps{again: make(map[uint64]uint64)},
-		links: links{
-			contact: make(map[uint64]uint64), inPlace: make(map[uint64]string), guests: make(map[uint64]roster.Member),
-			sending: make(map[uint64]bool), appended: make(map[uint64]sentAppend), lost: make(map[uint64]bool), blamed: make(map[string]bool),
-		},
+		snaps: newSnaps(), links: newLinks(links{}),
 	}
 	n.loop.change.worker = membership.New(n.loop, uint64(cfg.Timing.electionTicks()))
 	n.loop.publish()

@@ -5,7 +5,7 @@ package raftkv
 // isDue reports whether what process did lets flush do more, so that the next
 // round must not wait for a message or a tick.
 func (l *loop) isDue() bool {
-	if l.raw == nil || l.lead.raftID == 0 || l.lead.raftID == l.raftID && !l.lead.ready {
+	if !l.runs() || l.lead.raftID == 0 || l.lead.raftID == l.raftID && !l.lead.ready {
 		return false
 	}
 	return l.reads.IsDue() || !l.change.worker.IsIdle() && l.change.stepped != l.change.decided
@@ -14,13 +14,14 @@ func (l *loop) isDue() bool {
 // tick advances the node's time by one.
 func (l *loop) tick() {
 	l.now++
-	if l.raw == nil {
+	if !l.runs() {
 		return
 	}
 	l.raw.Tick()
 	l.doubtLeader()
 	l.leaveInGoodHands()
 	l.tendSnapshots()
+	l.judge()
 	l.tellWaiting()
 }
 

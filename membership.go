@@ -53,7 +53,7 @@ func IfIndex(i uint64) MembershipOption { return func(o *membershipOptions) { o.
 // that happens without a call.
 //
 // Not done: ErrInvalid, ErrMembershipRefused (nothing usable answers at addr),
-// ErrMemberAlive (the member still answers at another address), and as in Put ErrNotInitialized, ErrClosed, ErrRemoved, ErrNoLeader.
+// ErrMemberAlive (the member still answers at another address), and as in Put ErrNotInitialized, ErrQuorumLost, ErrClosed, ErrRemoved, ErrNoLeader.
 // ErrLearnerTooSlow: added, but it cannot keep up. ErrLearnerNotFound: added, but
 // removed again by somebody else. May be done: ErrOutcomeUnknown.
 func (n *Node) AddLearner(ctx context.Context, id uint64, addr string) (Membership, error) {
@@ -132,6 +132,9 @@ func (n *Node) changeSomewhere(ctx context.Context, r *membership.Request) (*ros
 	sent := false
 	for {
 		v := n.view.Load()
+		if v.lost != nil && !sent {
+			return nil, v.lost
+		}
 		if v.leader.RaftID != 0 {
 			sent = true
 			now, err := n.changeAt(ctx, v, r)

@@ -10,7 +10,6 @@ import (
 
 	"example.com/raftkv/internal/command"
 	"example.com/raftkv/internal/firewall"
-	"example.com/raftkv/internal/membership"
 	"example.com/raftkv/internal/outbox"
 	"example.com/raftkv/internal/raftslog"
 	"example.com/raftkv/internal/reads"
@@ -69,53 +68,9 @@ type loop struct {
 	lead    leadership
 	links   links
 	snaps   snaps
-	failed  error // why the node must stop
-}
-
-// leadership is who leads, as this node sees it.
-type leadership struct {
-	raftID uint64 // 0: nobody known
-	term   uint64
-	state  raft.StateType
-	ready  bool   // we lead and have committed an entry of our term
-	since  uint64 // the tick of the last change
-	told   bool   // that calls wait for a leader
-}
-
-// change is how far membership changes are. Raft may turn a proposed one into an
-// entry without effect, so it is followed by its place: at index or before.
-type change struct {
-	worker   *membership.Worker // on the leader
-	decided  uint64             // all that is committed up to this index has been decided
-	proposed bool               // something is, and not yet in the log
-	index    uint64             // the last index when it had come into the log
-	stepped  uint64             // what decided was when the worker last looked
-	gone     uint64             // the tick at which this node learned of its removal, 0 if not
-}
-
-// snaps is what is under way with snapshots, beside what storage keeps.
-type snaps struct {
-	staged   *stagedSnapshot   // what the MsgSnap now being stepped stands for
-	freezing bool              // a frozen state is on its way from the applier
-	until    uint64            // the tick up to which an unused frozen state is kept
-	again    map[uint64]uint64 // by receiver: the tick before which not to try again
-}
-
-// links is what the loop knows of other processes.
-type links struct {
-	contact  map[uint64]uint64        // raft ID to the tick of the last message
-	inPlace  map[uint64]string        // raft ID to the nonce of the process that answers in its place
-	guests   map[uint64]roster.Member // members that our roster does not show yet
-	sending  map[uint64]bool          // raft IDs that a snapshot is on its way to
-	appended map[uint64]sentAppend    // by raft ID of the receiver
-	lost     map[uint64]bool          // raft IDs without a stream, once that has been logged
-	blamed   map[string]bool          // who was turned away, once that has been logged
-	asked    firewall.Reads           // read confirmations that our heartbeats ask for
-	owed     []func()                 // room to be given back to receivers when the applier has caught up
-	bound    *roster.Roster           // of the founding under way here, nil if none
-	refused  uint64                   // messages that the firewall held back
-	mistimed bool                     // that a member has other timing has been logged
-	strange  bool                     // that we were taken for another process has been logged
+	health  condition
+	recover *recovery // under way, nil if none is
+	failed  error     // why the node must stop
 }
 
 // A transport carries messages to other members. Its methods return at once;
@@ -137,21 +92,30 @@ type transport interface {
 	sendSnapshot(m *pb.Message, h *snapshotHandle) bool
 }
 
-// become makes a blank node a member: a founder if the founding roster is
-// given, otherwise one that waits for a leader to send it the state.
-func (l *loop) become(raftID uint64, r *roster.Roster, founding bool) (err error) {
+// become makes a blank node a member: a founder in the term given, or with term
+// 0 one that waits for a leader to send it the state.
+func (l *loop) become(raftID uint64, r *roster.Roster, term uint64) error {
+	if term != 0 {
+		l.founded = r
+	}
+	l.fsm.become(raftID, r.Index, term, r)
+	l.out.Become(raftID)
+	return l.begin(raftID, r, term)
+}
+
+// begin starts raft under a new raft ID: behind a first snapshot at the roster's
+// index, which is applied, or with term 0 with nothing.
+func (l *loop) begin(raftID uint64, r *roster.Roster, term uint64) (err error) {
 	defer func() { l.failed = err }()
 	l.raftID, l.roster = raftID, r
 	l.log = newStorage(l.cfg.Limits.MaxLogBytes, func() *roster.Roster { return l.roster })
-	var index uint64
-	if founding {
-		index, l.founded = r.Index, r
-		if err := l.log.found(r); err != nil {
+	if term != 0 {
+		if err := l.log.found(r, term); err != nil {
 			return err
 		}
 	}
-	raw, err := raft.NewRawNode(&raft.Config{
-		ID: raftID, Storage: l.log, Applied: index,
+	l.raw, err = raft.NewRawNode(&raft.Config{
+		ID: raftID, Storage: l.log, Applied: r.Index,
 		ElectionTick: l.cfg.Timing.electionTicks(), HeartbeatTick: l.cfg.Timing.heartbeatTicks(),
 		PreVote: true, CheckQuorum: true, StepDownOnRemoval: true, DisableProposalForwarding: true,
 		ReadOnlyOption: raft.ReadOnlySafe,
@@ -162,12 +126,10 @@ func (l *loop) become(raftID uint64, r *roster.Roster, founding bool) (err error
 	if err != nil {
 		return fmt.Errorf("raftkv: start raft: %w", err)
 	}
-	l.raw, l.change.decided = raw, index
-	l.fsm.become(raftID, index, min(index, 1), r)
-	l.out.Become(raftID)
+	l.change.decided = r.Index
 	l.reads.Become(raftID)
 	l.connect()
-	l.logger.Info("joined", "cluster", clusterIDText(r.ClusterID), "founder", founding)
+	l.logger.Info("joined", "cluster", clusterIDText(r.ClusterID), "founder", term != 0)
 	l.publish()
 	return nil
 }
@@ -197,12 +159,19 @@ func (l *loop) carryOut() (again bool, err error) {
 	return l.isDue(), nil
 }
 
+// runs reports whether there is a raft that may go on: not in a blank process,
+// and not while a recovery ends the old one.
+func (l *loop) runs() bool { return l.raw != nil && l.recover == nil }
+
 // receive takes messages that a peer has sent and the firewall's first part has
 // passed. An error says that the peer broke the protocol, or that it was removed:
 // its stream is to be cut.
 func (l *loop) receive(from uint64, messages []*pb.Message) error {
 	if l.roster.IsRemoved(from) {
 		return fmt.Errorf("%w: member %d", ErrRemoved, roster.MemberID(from)) // so it learns of it
+	}
+	if !l.runs() {
+		return nil
 	}
 	l.heard(from)
 	for _, m := range messages {
@@ -211,6 +180,15 @@ func (l *loop) receive(from uint64, messages []*pb.Message) error {
 		}
 	}
 	return nil
+}
+
+// receiveAs is receive for a stream that was opened to the raft ID given. After a
+// recovery that is another one, of another cluster.
+func (l *loop) receiveAs(raftID, from uint64, messages []*pb.Message) error {
+	if raftID != l.raftID {
+		return fmt.Errorf("%w: member %d was made another cluster", ErrMembershipRefused, l.cfg.ID)
+	}
+	return l.receive(from, messages)
 }
 
 // step lets a message through the firewall and hands it to raft.
@@ -250,7 +228,7 @@ func (l *loop) firewallView() *firewall.View {
 // proposal takes a batch that another member wants in the log. Batches that are
 // not taken are refused, so that the sender tries again.
 func (l *loop) proposal(from uint64, batch outbox.Batch) {
-	if l.raw == nil {
+	if !l.runs() {
 		return
 	}
 	if l.lead.raftID != l.raftID || l.tasks.isFull() || l.raw.Propose(batch.Data) != nil {
@@ -266,7 +244,7 @@ func (l *loop) refusedBatch(first uint64) {
 // unreachable takes the news that a link has lost messages.
 func (l *loop) unreachable(raftID uint64) {
 	l.logger.Debug("messages lost", "to", roster.MemberID(raftID))
-	if l.raw == nil {
+	if !l.runs() {
 		return
 	}
 	delete(l.links.appended, raftID)
@@ -281,7 +259,7 @@ func (l *loop) unreachable(raftID uint64) {
 // flush hands raft everything of ours that waits: membership changes, read
 // confirmations, and last the writes.
 func (l *loop) flush() {
-	if l.raw == nil {
+	if !l.runs() {
 		return
 	}
 	l.change.stepped = l.change.decided
@@ -323,7 +301,10 @@ func (l *loop) sendBatch(batch outbox.Batch, local bool) {
 // process carries out all that raft has ready. When something fails that must
 // not, the loop has failed, and nothing is processed any more.
 func (l *loop) process() {
-	if l.raw == nil || l.failed != nil {
+	if l.recover != nil {
+		l.goOnRecovering()
+	}
+	if !l.runs() || l.failed != nil {
 		return
 	}
 	for l.raw.HasReady() {
@@ -384,6 +365,7 @@ func (l *loop) observe(rd raft.Ready) {
 		l.change.proposed, l.change.index = false, 0
 		l.lead.since, l.lead.told = l.now, false
 		l.reads.AskAgain()
+		l.health.doubt()
 		l.publish()
 	}
 }

@@ -1,8 +1,6 @@
 package raftkv
 
 import (
-	"context"
-	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -42,35 +40,6 @@ func TestRestartedMemberIsReplaced(t *testing.T) {
 			})
 		})
 	}
-}
-
-// TestRestartedProcessGivesNoQuorum: two of three voters come back blank and
-// must acknowledge nothing.
-func TestRestartedProcessGivesNoQuorum(t *testing.T) {
-	bubble(t, func(t *testing.T, c *cluster) {
-		c.found(3)
-		leader := c.leader()
-		var restarted []*Node
-		for _, n := range c.but(leader) {
-			c.kill(n)
-			restarted = append(restarted, c.restart(n.cfg.ID))
-		}
-		begin := time.Now()
-		_, err := leader.Put(c.within(500*time.Millisecond), "k", []byte("lost"))
-		wantErr(t, "Put with a quorum of strangers", err, ErrOutcomeUnknown, context.DeadlineExceeded)
-		_, err = leader.Put(c.within(time.Minute), "k", nil)
-		if !errors.Is(err, ErrNoLeader) && !errors.Is(err, ErrOutcomeUnknown) {
-			t.Errorf("put: %v", err)
-		}
-		if s := leader.Status(); s.Role == Leader || s.Revision != 0 {
-			t.Errorf("after %v: %+v", time.Since(begin), s)
-		}
-		for _, n := range restarted {
-			if s := n.Status(); s.Role != Blank || s.Term != 0 {
-				t.Errorf("a blank process took part: %+v", s)
-			}
-		}
-	})
 }
 
 // A follower asks a process for a change that it takes for the leader, but that

@@ -24,8 +24,7 @@ const (
 	chunkBytesMax   = 512 << 10 // unless one record is larger
 	chunkTimeout    = 10 * time.Second
 	snapshotKeysMax = 1 << 40 // nobody has so many; a header that says so is garbage
-	// An entry has at most 2^12 commands, each of which makes a revision.
-	revisionsPerEntry = 12
+	revisionMax     = 1 << 62 // likewise
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -229,7 +228,7 @@ func (r *snapshotReceiver) open(h *kvpb.SnapshotHeader) error {
 	switch {
 	case ros.ClusterID != string(hello.GetFrom().GetClusterId()):
 		return errors.New("snapshot of another cluster")
-	case ros.Index > meta.GetIndex() || h.GetRevision() > meta.GetIndex()<<revisionsPerEntry:
+	case ros.Index > meta.GetIndex() || h.GetRevision() > revisionMax:
 		return errors.New("snapshot with a roster or revision of the future")
 	case !roster.SameConf(meta.GetConfState(), ros.Conf):
 		return errors.New("snapshot with two configurations")

@@ -91,7 +91,7 @@ func (l *loop) tendSnapshots() {
 // whether raft took it or had no need of it. An error says that the sender
 // broke the protocol.
 func (l *loop) receiveSnapshot(m *pb.Message, s *stagedSnapshot) error {
-	if l.raw == nil {
+	if !l.runs() {
 		return fmt.Errorf("%w: this process", ErrNotInitialized)
 	}
 	l.heard(m.GetFrom())

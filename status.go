@@ -46,6 +46,16 @@ type Status struct {
 	Applied   uint64 // index of the last entry that the state shows
 	Revision  uint64 // of the store at Applied
 	StateHash uint64 // of the whole state at Applied; equal on all members
+	Ready     bool   // a member in force, caught up, and a leader that answers is known
+
+	QuorumLost bool   // there is proof that a majority of the voters is lost; see Recover
+	LastTerm   uint64 // of the last entry of the log, committed or not
+	LastIndex  uint64 // of that entry
+
+	// SpareVoters is, on the leader, how many of the voters that answer can stop
+	// without the loss of the quorum; -1 elsewhere. At 0, what stops next takes
+	// the cluster with it, and with two voters it is never more.
+	SpareVoters int
 
 	Membership      Membership
 	Peers           []PeerStatus // on the leader: the other members, by ID
@@ -64,11 +74,11 @@ type PeerStatus struct {
 // Status returns how this node sees the cluster. It asks nobody and does not
 // wait. After the node has stopped it returns what it last knew.
 func (n *Node) Status() Status {
-	var s Status
+	s := Status{SpareVoters: -1}
 	_ = n.do(func(l *loop) { s = l.status() }) // on a stopped node, what follows is all there is
 	v := n.view.Load()
 	s.ID, s.Addr = n.cfg.ID, n.cfg.Addr
-	s.Role = roleOf(v)
+	s.Role, s.Ready, s.QuorumLost = roleOf(v), v.ready, v.lost != nil
 	s.Leader, s.Term = v.leader.ID(), v.term
 	if v.raftID != 0 {
 		s.ClusterID = clusterIDText(v.roster.ClusterID)
@@ -95,11 +105,12 @@ func roleOf(v *view) Role {
 
 // status returns what only the loop knows.
 func (l *loop) status() (s Status) {
-	s.RefusedMessages = l.links.refused
+	s.RefusedMessages, s.SpareVoters = l.links.refused, l.spareVoters()
 	if l.raw == nil {
 		return s
 	}
-	s.Commit = l.raw.BasicStatus().GetCommit()
+	s.Commit, s.LastIndex = l.raw.BasicStatus().GetCommit(), l.Last()
+	s.LastTerm, _ = l.log.Term(s.LastIndex) // the last entry is always there
 	if l.lead.raftID != l.raftID {
 		return s
 	}
@@ -126,7 +137,9 @@ type view struct {
 	roster  *roster.Roster
 	founded *roster.Roster // as in loop
 	leader  roster.Member  // raft ID 0 if nobody known leads
-	ready   bool           // leader is this node, and it has committed in its term
+	leads   bool           // leader is this node, and it has committed in its term
+	ready   bool           // as Status has it
+	lost    error          // why the quorum is lost, nil if there is no proof of that
 	state   raft.StateType
 	term    uint64
 	gone    bool
@@ -135,7 +148,7 @@ type view struct {
 
 func (l *loop) publish() {
 	v := &view{
-		raftID: l.raftID, roster: l.roster, founded: l.founded, ready: l.lead.ready,
+		raftID: l.raftID, roster: l.roster, founded: l.founded, leads: l.lead.ready, ready: l.health.ready, lost: l.health.lost,
 		state: l.lead.state, term: l.lead.term, gone: l.change.gone != 0, nextc: make(chan struct{}),
 	}
 	if m, ok := l.roster.Lookup(l.lead.raftID); ok {

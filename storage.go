@@ -66,20 +66,19 @@ func newStorage(maxBytes int64, current func() *roster.Roster) *storage {
 	}
 }
 
-// found makes the log begin behind a first snapshot that carries the founding
+// found makes the log begin behind a first snapshot that carries the first
 // membership (raft-guide section 6.1).
-func (s *storage) found(r *roster.Roster) error {
+func (s *storage) found(r *roster.Roster, term uint64) error {
 	if r.Index == 0 {
 		panic("raftkv: BUG: founding at index 0") // a joiner could elect itself alone
 	}
-	one := proto.Uint64(1)
 	err := s.install(&pb.Snapshot{Metadata: &pb.SnapshotMetadata{
-		Index: proto.Uint64(r.Index), Term: one, ConfState: r.Conf,
+		Index: proto.Uint64(r.Index), Term: proto.Uint64(term), ConfState: r.Conf,
 	}})
 	if err != nil {
 		return err
 	}
-	return s.SetHardState(&pb.HardState{Term: one, Commit: proto.Uint64(r.Index)})
+	return s.SetHardState(&pb.HardState{Term: proto.Uint64(term), Commit: proto.Uint64(r.Index)})
 }
 
 // save makes stable what a Ready holds, in the order raft wants.

@@ -33,7 +33,7 @@ func foundedStorage(t *testing.T, maxBytes int64) (*storage, **roster.Roster) {
 	t.Helper()
 	current := testRoster(3)
 	s := newStorage(maxBytes, func() *roster.Roster { return current })
-	if err := s.found(current); err != nil {
+	if err := s.found(current, 1); err != nil {
 		t.Fatal(err)
 	}
 	return s, &current

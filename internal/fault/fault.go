@@ -15,6 +15,7 @@ var (
 	ErrRevisionMismatch   = errors.New("raftkv: the key has another revision")
 	ErrOutcomeUnknown     = errors.New("raftkv: outcome unknown")
 	ErrNoLeader           = errors.New("raftkv: no leader")
+	ErrQuorumLost         = errors.New("raftkv: a majority of the voters is lost")
 	ErrOverloaded         = errors.New("raftkv: overloaded")
 	ErrTooLarge           = errors.New("raftkv: too large")
 	ErrInvalid            = errors.New("raftkv: invalid argument")

@@ -368,14 +368,43 @@ func (o *Outbox) Fail(err error) {
 		return
 	}
 	o.err = err
+	o.failFlight(err)
+	o.refuse(err)
+	o.bytes, o.count = 0, 0
+}
+
+func (o *Outbox) failFlight(err error) {
 	for _, b := range o.flight {
 		o.resolve(b, nil, fault.New(err.Error()+"; "+fault.ErrOutcomeUnknown.Error(), err, fault.ErrOutcomeUnknown))
 	}
+	o.flight = nil
+}
+
+// Refuse answers what has never been sent with an error. Later writes may wait
+// again, and what was sent goes on waiting.
+func (o *Outbox) Refuse(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.refuse(err)
+}
+
+func (o *Outbox) refuse(err error) {
 	for _, b := range o.queue {
+		o.bytes -= int64(len(b.data) - command.HeaderBytes)
+		o.count -= b.live
 		b.err = err
 		close(b.done)
 	}
-	o.flight, o.queue, o.bytes, o.count = nil, nil, 0, 0
+	o.queue = nil
+}
+
+// Reborn gives the outbox another origin, under which numbers begin again. What
+// is in flight under the old one gets an error with ErrOutcomeUnknown.
+func (o *Outbox) Reborn(origin uint64, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.failFlight(err)
+	o.origin, o.next = origin, 1
 }
 
 // Waiting returns how many commands wait for their answer.

@@ -165,6 +165,13 @@ func (r *Reads) release() {
 	})
 }
 
+// Refuse answers all readers that wait with an error. Later ones may wait again.
+func (r *Reads) Refuse(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.refuse(err)
+}
+
 // Fail answers all readers, now and later, with an error: the node stops.
 func (r *Reads) Fail(err error) {
 	r.mu.Lock()
@@ -173,6 +180,10 @@ func (r *Reads) Fail(err error) {
 		return
 	}
 	r.err = err
+	r.refuse(err)
+}
+
+func (r *Reads) refuse(err error) {
 	if r.next != nil {
 		r.asked = append(r.asked, r.next)
 	}

@@ -87,6 +87,16 @@ func Found(clusterID string, members []Member) *Roster {
 	return r
 }
 
+// Recovered returns the roster of a cluster that one survivor founds with what it
+// has of another: it alone, under a raft ID that the other never used.
+func (r *Roster) Recovered(clusterID string, survivor Member, index uint64) *Roster {
+	survivor.RaftID = RaftID(survivor.ID(), r.Counter+1)
+	return &Roster{
+		ClusterID: clusterID, Counter: r.Counter + 1, Index: index,
+		Conf: &pb.ConfState{Voters: []uint64{survivor.RaftID}}, Members: []Member{survivor},
+	}
+}
+
 // Blank returns the roster of a process that has been given a raft ID but has
 // not yet received anything: it knows nobody, itself included.
 func Blank(clusterID string) *Roster {

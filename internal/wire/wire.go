@@ -62,6 +62,8 @@ var rows = []row{
 	{fault.ErrQuorumAtRisk, kvpb.Reason_REASON_QUORUM_AT_RISK, codes.FailedPrecondition},
 	{fault.ErrMembershipChanged, kvpb.Reason_REASON_MEMBERSHIP_CHANGED, codes.Aborted},
 	{fault.ErrMembershipRefused, kvpb.Reason_REASON_MEMBERSHIP_REFUSED, codes.FailedPrecondition},
+	// Not Unavailable: to try again is of no use before a person has acted.
+	{fault.ErrQuorumLost, kvpb.Reason_REASON_QUORUM_LOST, codes.FailedPrecondition},
 	{fault.ErrNotInitialized, kvpb.Reason_REASON_NOT_INITIALIZED, codes.FailedPrecondition},
 	{fault.ErrOverloaded, kvpb.Reason_REASON_OVERLOADED, codes.ResourceExhausted},
 	{fault.ErrClosed, kvpb.Reason_REASON_CLOSED, codes.Unavailable},

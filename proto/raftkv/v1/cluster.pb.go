@@ -695,6 +695,89 @@ func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
 	return file_raftkv_v1_cluster_proto_rawDescGZIP(), []int{11}
 }
 
+// RecoverRequest makes a survivor a new cluster.
+type RecoverRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverRequest) Reset() {
+	*x = RecoverRequest{}
+	mi := &file_raftkv_v1_cluster_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverRequest) ProtoMessage() {}
+
+func (x *RecoverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raftkv_v1_cluster_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverRequest.ProtoReflect.Descriptor instead.
+func (*RecoverRequest) Descriptor() ([]byte, []int) {
+	return file_raftkv_v1_cluster_proto_rawDescGZIP(), []int{12}
+}
+
+// RecoverResponse answers a Recover.
+type RecoverResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The membership now in force: this member alone.
+	Membership    *Membership `protobuf:"bytes,1,opt,name=membership,proto3" json:"membership,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverResponse) Reset() {
+	*x = RecoverResponse{}
+	mi := &file_raftkv_v1_cluster_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverResponse) ProtoMessage() {}
+
+func (x *RecoverResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raftkv_v1_cluster_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverResponse.ProtoReflect.Descriptor instead.
+func (*RecoverResponse) Descriptor() ([]byte, []int) {
+	return file_raftkv_v1_cluster_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RecoverResponse) GetMembership() *Membership {
+	if x != nil {
+		return x.Membership
+	}
+	return nil
+}
+
 // StatusRequest asks a member how it sees the cluster.
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -704,7 +787,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_raftkv_v1_cluster_proto_msgTypes[12]
+	mi := &file_raftkv_v1_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -716,7 +799,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raftkv_v1_cluster_proto_msgTypes[12]
+	mi := &file_raftkv_v1_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -729,7 +812,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_raftkv_v1_cluster_proto_rawDescGZIP(), []int{12}
+	return file_raftkv_v1_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 // StatusResponse is one member's view of the cluster.
@@ -761,13 +844,24 @@ type StatusResponse struct {
 	Addr string `protobuf:"bytes,12,opt,name=addr,proto3" json:"addr,omitempty"`
 	// How many messages from peers this member has refused.
 	RefusedMessages uint64 `protobuf:"varint,13,opt,name=refused_messages,json=refusedMessages,proto3" json:"refused_messages,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Whether this member is in force, caught up and knows a leader that answers.
+	Ready bool `protobuf:"varint,14,opt,name=ready,proto3" json:"ready,omitempty"`
+	// Whether this member has proof that a majority of the voters is lost.
+	QuorumLost bool `protobuf:"varint,15,opt,name=quorum_lost,json=quorumLost,proto3" json:"quorum_lost,omitempty"`
+	// The term of the last entry of this member's log, committed or not.
+	LastTerm uint64 `protobuf:"varint,16,opt,name=last_term,json=lastTerm,proto3" json:"last_term,omitempty"`
+	// The index of that entry.
+	LastIndex uint64 `protobuf:"varint,17,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
+	// On the leader: how many of the voters that answer can stop without the loss
+	// of the quorum.
+	SpareVoters   *uint32 `protobuf:"varint,18,opt,name=spare_voters,json=spareVoters,proto3,oneof" json:"spare_voters,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_raftkv_v1_cluster_proto_msgTypes[13]
+	mi := &file_raftkv_v1_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -779,7 +873,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raftkv_v1_cluster_proto_msgTypes[13]
+	mi := &file_raftkv_v1_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +886,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_raftkv_v1_cluster_proto_rawDescGZIP(), []int{13}
+	return file_raftkv_v1_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StatusResponse) GetClusterId() string {
@@ -886,6 +980,41 @@ func (x *StatusResponse) GetRefusedMessages() uint64 {
 	return 0
 }
 
+func (x *StatusResponse) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+func (x *StatusResponse) GetQuorumLost() bool {
+	if x != nil {
+		return x.QuorumLost
+	}
+	return false
+}
+
+func (x *StatusResponse) GetLastTerm() uint64 {
+	if x != nil {
+		return x.LastTerm
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetLastIndex() uint64 {
+	if x != nil {
+		return x.LastIndex
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetSpareVoters() uint32 {
+	if x != nil && x.SpareVoters != nil {
+		return *x.SpareVoters
+	}
+	return 0
+}
+
 // PeerStatus is what the leader knows of another member.
 type PeerStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -905,7 +1034,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_raftkv_v1_cluster_proto_msgTypes[14]
+	mi := &file_raftkv_v1_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -917,7 +1046,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_raftkv_v1_cluster_proto_msgTypes[14]
+	mi := &file_raftkv_v1_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -930,7 +1059,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_raftkv_v1_cluster_proto_rawDescGZIP(), []int{14}
+	return file_raftkv_v1_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PeerStatus) GetId() uint64 {
@@ -1011,8 +1140,13 @@ const file_raftkv_v1_cluster_proto_rawDesc = "" +
 	"membership\"+\n" +
 	"\x19TransferLeadershipRequest\x12\x0e\n" +
 	"\x02to\x18\x01 \x01(\x04R\x02to\"\x1c\n" +
-	"\x1aTransferLeadershipResponse\"\x0f\n" +
-	"\rStatusRequest\"\xa0\x03\n" +
+	"\x1aTransferLeadershipResponse\"\x10\n" +
+	"\x0eRecoverRequest\"H\n" +
+	"\x0fRecoverResponse\x125\n" +
+	"\n" +
+	"membership\x18\x01 \x01(\v2\x15.raftkv.v1.MembershipR\n" +
+	"membership\"\x0f\n" +
+	"\rStatusRequest\"\xcc\x04\n" +
 	"\x0eStatusResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x0e\n" +
@@ -1031,7 +1165,15 @@ const file_raftkv_v1_cluster_proto_rawDesc = "" +
 	"membership\x12+\n" +
 	"\x05peers\x18\v \x03(\v2\x15.raftkv.v1.PeerStatusR\x05peers\x12\x12\n" +
 	"\x04addr\x18\f \x01(\tR\x04addr\x12)\n" +
-	"\x10refused_messages\x18\r \x01(\x04R\x0frefusedMessages\"\x82\x01\n" +
+	"\x10refused_messages\x18\r \x01(\x04R\x0frefusedMessages\x12\x14\n" +
+	"\x05ready\x18\x0e \x01(\bR\x05ready\x12\x1f\n" +
+	"\vquorum_lost\x18\x0f \x01(\bR\n" +
+	"quorumLost\x12\x1b\n" +
+	"\tlast_term\x18\x10 \x01(\x04R\blastTerm\x12\x1d\n" +
+	"\n" +
+	"last_index\x18\x11 \x01(\x04R\tlastIndex\x12&\n" +
+	"\fspare_voters\x18\x12 \x01(\rH\x00R\vspareVoters\x88\x01\x01B\x0f\n" +
+	"\r_spare_voters\"\x82\x01\n" +
 	"\n" +
 	"PeerStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
@@ -1048,14 +1190,15 @@ const file_raftkv_v1_cluster_proto_rawDesc = "" +
 	"ROLE_VOTER\x10\x03\x12\x11\n" +
 	"\rROLE_FOLLOWER\x10\x04\x12\x12\n" +
 	"\x0eROLE_CANDIDATE\x10\x05\x12\x0f\n" +
-	"\vROLE_LEADER\x10\x062\xe7\x03\n" +
+	"\vROLE_LEADER\x10\x062\xa9\x04\n" +
 	"\x0eClusterService\x127\n" +
 	"\x04Init\x12\x16.raftkv.v1.InitRequest\x1a\x17.raftkv.v1.InitResponse\x12I\n" +
 	"\n" +
 	"AddLearner\x12\x1c.raftkv.v1.AddLearnerRequest\x1a\x1d.raftkv.v1.AddLearnerResponse\x12R\n" +
 	"\rRemoveLearner\x12\x1f.raftkv.v1.RemoveLearnerRequest\x1a .raftkv.v1.RemoveLearnerResponse\x12[\n" +
 	"\x10ChangeMembership\x12\".raftkv.v1.ChangeMembershipRequest\x1a#.raftkv.v1.ChangeMembershipResponse\x12a\n" +
-	"\x12TransferLeadership\x12$.raftkv.v1.TransferLeadershipRequest\x1a%.raftkv.v1.TransferLeadershipResponse\x12=\n" +
+	"\x12TransferLeadership\x12$.raftkv.v1.TransferLeadershipRequest\x1a%.raftkv.v1.TransferLeadershipResponse\x12@\n" +
+	"\aRecover\x12\x19.raftkv.v1.RecoverRequest\x1a\x1a.raftkv.v1.RecoverResponse\x12=\n" +
 	"\x06Status\x12\x18.raftkv.v1.StatusRequest\x1a\x19.raftkv.v1.StatusResponseB-Z+example.com/raftkv/proto/raftkv/v1;raftkvv1b\x06proto3"
 
 var (
@@ -1071,7 +1214,7 @@ func file_raftkv_v1_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_raftkv_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_raftkv_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_raftkv_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_raftkv_v1_cluster_proto_goTypes = []any{
 	(Role)(0),                          // 0: raftkv.v1.Role
 	(*Member)(nil),                     // 1: raftkv.v1.Member
@@ -1086,9 +1229,11 @@ var file_raftkv_v1_cluster_proto_goTypes = []any{
 	(*ChangeMembershipResponse)(nil),   // 10: raftkv.v1.ChangeMembershipResponse
 	(*TransferLeadershipRequest)(nil),  // 11: raftkv.v1.TransferLeadershipRequest
 	(*TransferLeadershipResponse)(nil), // 12: raftkv.v1.TransferLeadershipResponse
-	(*StatusRequest)(nil),              // 13: raftkv.v1.StatusRequest
-	(*StatusResponse)(nil),             // 14: raftkv.v1.StatusResponse
-	(*PeerStatus)(nil),                 // 15: raftkv.v1.PeerStatus
+	(*RecoverRequest)(nil),             // 13: raftkv.v1.RecoverRequest
+	(*RecoverResponse)(nil),            // 14: raftkv.v1.RecoverResponse
+	(*StatusRequest)(nil),              // 15: raftkv.v1.StatusRequest
+	(*StatusResponse)(nil),             // 16: raftkv.v1.StatusResponse
+	(*PeerStatus)(nil),                 // 17: raftkv.v1.PeerStatus
 }
 var file_raftkv_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: raftkv.v1.Member.role:type_name -> raftkv.v1.Role
@@ -1098,26 +1243,29 @@ var file_raftkv_v1_cluster_proto_depIdxs = []int32{
 	2,  // 4: raftkv.v1.AddLearnerResponse.membership:type_name -> raftkv.v1.Membership
 	2,  // 5: raftkv.v1.RemoveLearnerResponse.membership:type_name -> raftkv.v1.Membership
 	2,  // 6: raftkv.v1.ChangeMembershipResponse.membership:type_name -> raftkv.v1.Membership
-	0,  // 7: raftkv.v1.StatusResponse.role:type_name -> raftkv.v1.Role
-	2,  // 8: raftkv.v1.StatusResponse.membership:type_name -> raftkv.v1.Membership
-	15, // 9: raftkv.v1.StatusResponse.peers:type_name -> raftkv.v1.PeerStatus
-	3,  // 10: raftkv.v1.ClusterService.Init:input_type -> raftkv.v1.InitRequest
-	5,  // 11: raftkv.v1.ClusterService.AddLearner:input_type -> raftkv.v1.AddLearnerRequest
-	7,  // 12: raftkv.v1.ClusterService.RemoveLearner:input_type -> raftkv.v1.RemoveLearnerRequest
-	9,  // 13: raftkv.v1.ClusterService.ChangeMembership:input_type -> raftkv.v1.ChangeMembershipRequest
-	11, // 14: raftkv.v1.ClusterService.TransferLeadership:input_type -> raftkv.v1.TransferLeadershipRequest
-	13, // 15: raftkv.v1.ClusterService.Status:input_type -> raftkv.v1.StatusRequest
-	4,  // 16: raftkv.v1.ClusterService.Init:output_type -> raftkv.v1.InitResponse
-	6,  // 17: raftkv.v1.ClusterService.AddLearner:output_type -> raftkv.v1.AddLearnerResponse
-	8,  // 18: raftkv.v1.ClusterService.RemoveLearner:output_type -> raftkv.v1.RemoveLearnerResponse
-	10, // 19: raftkv.v1.ClusterService.ChangeMembership:output_type -> raftkv.v1.ChangeMembershipResponse
-	12, // 20: raftkv.v1.ClusterService.TransferLeadership:output_type -> raftkv.v1.TransferLeadershipResponse
-	14, // 21: raftkv.v1.ClusterService.Status:output_type -> raftkv.v1.StatusResponse
-	16, // [16:22] is the sub-list for method output_type
-	10, // [10:16] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	2,  // 7: raftkv.v1.RecoverResponse.membership:type_name -> raftkv.v1.Membership
+	0,  // 8: raftkv.v1.StatusResponse.role:type_name -> raftkv.v1.Role
+	2,  // 9: raftkv.v1.StatusResponse.membership:type_name -> raftkv.v1.Membership
+	17, // 10: raftkv.v1.StatusResponse.peers:type_name -> raftkv.v1.PeerStatus
+	3,  // 11: raftkv.v1.ClusterService.Init:input_type -> raftkv.v1.InitRequest
+	5,  // 12: raftkv.v1.ClusterService.AddLearner:input_type -> raftkv.v1.AddLearnerRequest
+	7,  // 13: raftkv.v1.ClusterService.RemoveLearner:input_type -> raftkv.v1.RemoveLearnerRequest
+	9,  // 14: raftkv.v1.ClusterService.ChangeMembership:input_type -> raftkv.v1.ChangeMembershipRequest
+	11, // 15: raftkv.v1.ClusterService.TransferLeadership:input_type -> raftkv.v1.TransferLeadershipRequest
+	13, // 16: raftkv.v1.ClusterService.Recover:input_type -> raftkv.v1.RecoverRequest
+	15, // 17: raftkv.v1.ClusterService.Status:input_type -> raftkv.v1.StatusRequest
+	4,  // 18: raftkv.v1.ClusterService.Init:output_type -> raftkv.v1.InitResponse
+	6,  // 19: raftkv.v1.ClusterService.AddLearner:output_type -> raftkv.v1.AddLearnerResponse
+	8,  // 20: raftkv.v1.ClusterService.RemoveLearner:output_type -> raftkv.v1.RemoveLearnerResponse
+	10, // 21: raftkv.v1.ClusterService.ChangeMembership:output_type -> raftkv.v1.ChangeMembershipResponse
+	12, // 22: raftkv.v1.ClusterService.TransferLeadership:output_type -> raftkv.v1.TransferLeadershipResponse
+	14, // 23: raftkv.v1.ClusterService.Recover:output_type -> raftkv.v1.RecoverResponse
+	16, // 24: raftkv.v1.ClusterService.Status:output_type -> raftkv.v1.StatusResponse
+	18, // [18:25] is the sub-list for method output_type
+	11, // [11:18] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_raftkv_v1_cluster_proto_init() }
@@ -1125,13 +1273,14 @@ func file_raftkv_v1_cluster_proto_init() {
 	if File_raftkv_v1_cluster_proto != nil {
 		return
 	}
+	file_raftkv_v1_cluster_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raftkv_v1_cluster_proto_rawDesc), len(file_raftkv_v1_cluster_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -44,6 +44,7 @@ const (
 	Reason_REASON_QUORUM_AT_RISK      Reason = 15
 	Reason_REASON_MEMBERSHIP_CHANGED  Reason = 16
 	Reason_REASON_MEMBERSHIP_REFUSED  Reason = 17
+	Reason_REASON_QUORUM_LOST         Reason = 18
 )
 
 // Enum value maps for Reason.
@@ -67,6 +68,7 @@ var (
 		15: "REASON_QUORUM_AT_RISK",
 		16: "REASON_MEMBERSHIP_CHANGED",
 		17: "REASON_MEMBERSHIP_REFUSED",
+		18: "REASON_QUORUM_LOST",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":         0,
@@ -87,6 +89,7 @@ var (
 		"REASON_QUORUM_AT_RISK":      15,
 		"REASON_MEMBERSHIP_CHANGED":  16,
 		"REASON_MEMBERSHIP_REFUSED":  17,
+		"REASON_QUORUM_LOST":         18,
 	}
 )
 
@@ -252,7 +255,7 @@ const file_raftkv_v1_error_proto_rawDesc = "" +
 	"\aoutcome\x18\x02 \x01(\x0e2\x12.raftkv.v1.OutcomeR\aoutcome\x12\x1b\n" +
 	"\tleader_id\x18\x03 \x01(\x04R\bleaderId\x12\x1f\n" +
 	"\vleader_addr\x18\x04 \x01(\tR\n" +
-	"leaderAddr*\xd8\x03\n" +
+	"leaderAddr*\xf0\x03\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_INVALID\x10\x01\x12\x14\n" +
@@ -272,7 +275,8 @@ const file_raftkv_v1_error_proto_rawDesc = "" +
 	"\x17REASON_LEARNER_TOO_SLOW\x10\x0e\x12\x19\n" +
 	"\x15REASON_QUORUM_AT_RISK\x10\x0f\x12\x1d\n" +
 	"\x19REASON_MEMBERSHIP_CHANGED\x10\x10\x12\x1d\n" +
-	"\x19REASON_MEMBERSHIP_REFUSED\x10\x11*M\n" +
+	"\x19REASON_MEMBERSHIP_REFUSED\x10\x11\x12\x16\n" +
+	"\x12REASON_QUORUM_LOST\x10\x12*M\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10OUTCOME_NOT_DONE\x10\x01\x12\x13\n" +

@@ -1,0 +1,117 @@
+package raftkv
+
+import (
+	"fmt"
+
+	"example.com/raftkv/internal/reads"
+	"example.com/raftkv/internal/roster"
+)
+
+// What the loop judges of the node's and the cluster's condition, once a tick:
+// whether this node is ready, and whether the majority is lost.
+
+// condition is the latest judgement.
+type condition struct {
+	probe    *reads.Round // asks whether this node shows all; nil if none is under way
+	caughtUp bool         // it does, under the present leader
+	ready    bool
+	lost     error // the proof that a majority is lost, nil if there is none
+}
+
+// doubt forgets what was confirmed under another leader.
+func (h *condition) doubt() { h.probe, h.caughtUp = nil, false }
+
+// judge publishes what has changed of the condition.
+func (l *loop) judge() {
+	l.tellCaughtUp()
+	ready, lost := l.isReady(), l.lostQuorum()
+	if lost != nil { // also what has come since the last tick
+		l.out.Refuse(lost)
+		l.reads.Refuse(lost)
+	}
+	if ready == l.health.ready && (lost == nil) == (l.health.lost == nil) {
+		return
+	}
+	if lost != nil && l.health.lost == nil {
+		l.logger.Error("a majority of the voters is lost; recover on the best survivor, or start all over", "proof", lost)
+	} else if ready != l.health.ready {
+		l.logger.Info("readiness changed", "ready", ready)
+	}
+	l.health.ready, l.health.lost = ready, lost
+	l.publish()
+}
+
+// tellCaughtUp asks, once for each leader, for the confirmation that a
+// linearizable read waits for: when it is there and applied, nothing that was
+// acknowledged before is missing here.
+func (l *loop) tellCaughtUp() {
+	switch h := &l.health; {
+	case h.caughtUp || l.lead.raftID == 0:
+	case h.probe == nil:
+		h.probe, _, _ = l.reads.Join() // fails only when the node stops
+	default:
+		select {
+		case <-h.probe.Done():
+			h.caughtUp = h.probe.Err() == nil
+			h.probe = nil
+		default:
+		}
+	}
+}
+
+// isReady reports whether this node is a member in force, has caught up and
+// knows a leader that answers. One that still has to take over the vote of an
+// earlier incarnation is not: who restarts members one after another would lose
+// that vote with the next.
+func (l *loop) isReady() bool {
+	self, ok := l.roster.Lookup(l.raftID)
+	_, replaces := l.roster.Replaced(self)
+	leads := l.lead.raftID == l.raftID && l.lead.ready
+	follows := l.lead.raftID != 0 && l.lead.raftID != l.raftID && l.answers(l.lead.raftID)
+	return ok && !replaces && l.health.caughtUp && l.change.gone == 0 && (leads || follows)
+}
+
+// lostQuorum returns an error if those voters that are not lost are no majority
+// of one half of the configuration in force. Lost is who does not answer and in
+// whose place another process was met: it has forgotten what it acknowledged.
+// Who is only silent may come back.
+func (l *loop) lostQuorum() error {
+	if len(l.links.inPlace) == 0 || l.lead.raftID != 0 && l.lead.raftID != l.raftID && l.answers(l.lead.raftID) {
+		return nil
+	}
+	for _, half := range [][]uint64{l.roster.Conf.GetVoters(), l.roster.Conf.GetVotersOutgoing()} {
+		var lost []uint64
+		for _, raftID := range half {
+			if l.links.inPlace[raftID] != "" && !l.answers(raftID) {
+				lost = append(lost, roster.MemberID(raftID))
+			}
+		}
+		if len(half) > 0 && len(half)-len(lost) < quorum(len(half)) {
+			return fmt.Errorf("%w: of %d voters, members %d have restarted without their memory", ErrQuorumLost, len(half), lost)
+		}
+	}
+	return nil
+}
+
+func quorum(voters int) int { return voters/2 + 1 }
+
+// spareVoters returns how many of the voters that answer this leader can stop
+// without the loss of the quorum, -1 if it does not lead.
+func (l *loop) spareVoters() int {
+	if !l.runs() || !l.Leads() {
+		return -1
+	}
+	spare := len(l.roster.Members)
+	for _, half := range [][]uint64{l.roster.Conf.GetVoters(), l.roster.Conf.GetVotersOutgoing()} {
+		answer := 0
+		for _, raftID := range half {
+			if l.answers(raftID) {
+				answer++
+			}
+		}
+		if len(half) > 0 {
+			spare = min(spare, max(answer-quorum(len(half)), 0))
+		}
+	}
+	return spare
+}
