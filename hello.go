@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"example.com/raftkv/internal/membership"
 	"example.com/raftkv/internal/roster"
@@ -18,6 +19,10 @@ const protocolVersion = 1
 // blamedMax bounds how many peers that were turned away are remembered, so that
 // each is logged once; later ones are only counted.
 const blamedMax = 1024
+
+// claimTime is how long a hello to an earlier process under our ID counts: a few
+// times as long as links take to try again.
+const claimTime = 5 * time.Second
 
 // Who may talk to whom. A process starts blank: it has a member ID, a nonce and
 // nothing else, and can neither vote nor campaign. It becomes a member by
@@ -114,6 +119,7 @@ func (l *loop) adopt(h *kvpb.Hello) error {
 		return l.found(b) // the greeting is faster than the commit, or all that is left of it
 	}
 	if string(h.GetToNonce()) != l.nonce || roster.MemberID(h.GetToRaftId()) != l.cfg.ID || roster.Number(h.GetToRaftId()) == 0 {
+		l.links.greeted = max(l.now, 1)
 		if !l.links.strange {
 			l.links.strange = true
 			l.logger.Info("the cluster knows an earlier process under this member's ID; this one waits to be put in its place",
@@ -229,6 +235,8 @@ func (l *loop) bind(h *kvpb.Hello, r *roster.Roster) error {
 	switch {
 	case l.raw != nil:
 		return fmt.Errorf("%w: member %d", ErrAlreadyInitialized, l.cfg.ID)
+	case l.isClaimed():
+		return fmt.Errorf("%w: a cluster that has member %d has just said hello to this process; it takes it up, or must be recovered or stopped", ErrMembershipRefused, l.cfg.ID)
 	case l.links.bound != nil:
 		return fmt.Errorf("%w: member %d takes part in another founding", ErrMembershipRefused, l.cfg.ID)
 	case !ok || m.Nonce != l.nonce:
@@ -238,6 +246,14 @@ func (l *loop) bind(h *kvpb.Hello, r *roster.Roster) error {
 	}
 	l.links.bound = r
 	return nil
+}
+
+// isClaimed reports whether a cluster that had a member under this ID has said
+// hello lately. Whoever has lost its memory must not found another one while
+// somebody lives who has not: that would hide that there is something to recover.
+func (l *loop) isClaimed() bool {
+	lately := max(uint64(claimTime/l.cfg.Timing.Tick), 5*uint64(l.cfg.Timing.electionTicks()))
+	return l.links.greeted != 0 && l.now-l.links.greeted <= lately
 }
 
 // unbind frees a process whose founding did not come about.

@@ -53,6 +53,7 @@ type links struct {
 	bound    *roster.Roster           // of the founding under way here, nil if none
 	refused  uint64                   // messages that the firewall held back
 	mistimed bool                     // that a member has other timing has been logged
+	greeted  uint64                   // the tick at which we were last taken for an earlier process of our ID
 	strange  bool                     // that we were taken for another process has been logged
 }
 

@@ -59,3 +59,43 @@ func TestChangeWaitsForTheNextLeaderWhenTheOldOneHasRestarted(t *testing.T) {
 		}
 	})
 }
+
+// Voters that all came back blank must not found another cluster while a member
+// lives that knows what they have forgotten; once nobody does, they may.
+func TestNobodyFoundsAnewWhileSomebodyRemembers(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.found(3)
+		learner := c.learner(4)
+		c.put(learner, "k", "v")
+		for _, n := range c.but(learner) {
+			c.kill(n)
+		}
+		for id := range uint64(3) {
+			c.restart(id + 1)
+		}
+		c.pause(2 * time.Second) // the learner has tried its links again
+		errc := make(chan error, 3)
+		for _, n := range c.but(learner) {
+			go func() { errc <- n.Init(c.within(2*time.Minute), c.list(3)...) }()
+		}
+		c.pause(30 * time.Second)
+		for _, n := range c.but(learner) {
+			if s := n.Status(); s.Role != Blank {
+				t.Errorf("member %d: %+v", s.ID, s)
+			}
+		}
+		if s := learner.Status(); !s.QuorumLost {
+			t.Errorf("the learner: %+v", s)
+		}
+		c.kill(learner)
+		for range 3 {
+			if err := <-errc; err != nil {
+				t.Error(err)
+			}
+		}
+		c.ready()
+		if s := c.leader().Status(); s.Revision != 0 {
+			t.Errorf("the new cluster: %+v", s)
+		}
+	})
+}
