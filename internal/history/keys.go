@@ -147,7 +147,7 @@ func (c *checker) checkOperation(k *keyHistory, i int32) {
 			c.checkCondition(k, i)
 		}
 	case removed, absent:
-		if _, isOwned := c.writer.lookup(o.result.Revision); isOwned || c.effect[i] == absent {
+		if !c.isClaim(i) {
 			c.wantAbsent(k, i, o.result.Revision)
 		}
 	case refused:
@@ -156,10 +156,7 @@ func (c *checker) checkOperation(k *keyHistory, i int32) {
 		}
 	case read, staleRead:
 		if c.effect[i] == staleRead {
-			known = evidence{max(o.MinRevision, c.startRevision), -1}
-			if o.MinRevision == 0 {
-				known.revision = 0 // any prefix
-			}
+			known = evidence{o.MinRevision, -1}
 		}
 		if o.result.Outcome == OK {
 			c.wantSet(k, i, o.result.Revision, known)
@@ -185,9 +182,8 @@ func (c *checker) checkCondition(k *keyHistory, i int32) {
 		c.violation([]int32{w, i}, "a write took effect on condition of revision %d, which another took", o.IfRevision)
 		return
 	}
-	at := k.after(o.IfRevision)
-	if k.marks[at].by != i {
-		c.violation([]int32{k.marks[at].by, i}, "key %.64q changed between the revision that a conditional write named and its own", k.name)
+	if m := k.marks[k.after(o.IfRevision)]; m.revision < c.rev[i] {
+		c.violation([]int32{m.by, i}, "key %.64q changed between the revision that a conditional write named and its own", k.name)
 	}
 }
 
@@ -255,8 +251,8 @@ func (c *checker) checkNotFound(k *keyHistory, i int32, known evidence) {
 	}
 	set := &k.marks[at-1]
 	remove := k.pending.removal(set.revision)
-	if at < len(k.marks) {
-		remove = min(remove, k.marks[at].absentCall)
+	if at < len(k.marks) { // what came later may have been removed, or have removed it
+		remove = min(remove, k.pending.removeAny, k.marks[at].absentCall)
 	}
 	if remove > c.ops[i].ret {
 		c.violation(known.and(set.by, i), "key %.64q is not found, though it was set and nobody can have removed it", k.name)

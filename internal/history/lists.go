@@ -26,7 +26,10 @@ func (c *checker) checkLists() {
 			if item.Revision > o.result.Revision {
 				c.violation([]int32{int32(i)}, "a List at revision %d shows key %.64q at revision %d", o.result.Revision, item.Key, item.Revision)
 			}
-			id := c.keyIDs[item.Key]
+			id, ok := c.keyIDs[item.Key]
+			if !ok {
+				continue // the past of a key that was gone before the history begins
+			}
 			shows[id] = i + 1
 			c.wantSet(&c.keys[id], int32(i), item.Revision, evidence{o.result.Revision, -1})
 		}

@@ -43,6 +43,7 @@ type step struct {
 	revision, stored uint64
 	conditional      bool
 	condition        uint64
+	isClaim          bool // of a stepRemove
 }
 
 type stepKind uint8
@@ -98,7 +99,7 @@ func (m *model) next(s state, p *step) state {
 	case stepPut, stepDelete:
 		return m.write(s, p)
 	case stepRemove:
-		return m.remove(s, p)
+		return remove(s, p)
 	case stepMismatch:
 		s.known.ok = s.known.ok && p.condition != s.revision
 		s.absent.ok = s.absent.ok && p.condition != 0
@@ -148,6 +149,7 @@ func (m *model) write(s state, p *step) state {
 		s.absent.ok = s.absent.ok && p.condition == 0
 		s.hidden.ok = s.hidden.ok && m.writer.isFree(p.condition)
 	}
+	s.absent.ok = s.absent.ok && p.kind == stepPut
 	to := before(p.revision, s.known, s.hidden, s.absent)
 	to.store = p.revision
 	if p.kind == stepDelete {
@@ -157,9 +159,9 @@ func (m *model) write(s state, p *step) state {
 }
 
 // remove is for a delete that had an effect if there was one to be had.
-func (m *model) remove(s state, p *step) state {
+func remove(s state, p *step) state {
 	var to condition
-	if m.writer.isFree(p.revision) {
+	if p.isClaim {
 		to = before(p.revision, s.known, s.hidden)
 	}
 	if s.absent.ok && s.absent.store <= p.revision {

@@ -1,6 +1,9 @@
 package history
 
-import "slices"
+import (
+	"math"
+	"slices"
+)
 
 // evidence is the greatest revision that was shown, and by whom.
 type evidence struct {
@@ -23,27 +26,27 @@ func (c *checker) shown(i int32) uint64 {
 // checkOrder goes through all calls and returns in order. What an operation
 // shows must not be older than what had been shown before its call.
 func (c *checker) checkOrder() {
-	events := make([]int32, c.last+1) // by seq: i for a call, ^i for a return
+	calls, returns := make([]int32, c.last+1), make([]int32, c.last+1) // by seq: the operation from 1
 	c.known = make([]evidence, len(c.ops))
 	latest := evidence{c.startRevision, -1}
 	for i := range c.ops {
 		c.known[i] = latest
 		if o := &c.ops[i]; o.call != beginning {
-			events[o.call] = int32(i)
+			calls[o.call] = int32(i) + 1
 			if o.ret != never {
-				events[o.ret] = ^int32(i)
+				returns[o.ret] = int32(i) + 1
 			}
 		}
 	}
-	for _, e := range events[1:] {
-		if e >= 0 {
-			c.known[e] = latest
-			continue
+	for at := range calls {
+		if i := calls[at] - 1; i >= 0 {
+			c.known[i] = latest
 		}
-		i := ^e
-		c.checkShown(i)
-		if revision := c.shown(i); revision > latest.revision {
-			latest = evidence{revision, i}
+		if i := returns[at] - 1; i >= 0 {
+			c.checkShown(i)
+			if revision := c.shown(i); revision > latest.revision {
+				latest = evidence{revision, i}
+			}
 		}
 	}
 }
@@ -88,7 +91,7 @@ func (c *checker) checkUnclaimed() {
 			top = evidence{revision, int32(i)}
 		}
 		switch {
-		case c.effect[i] == removed && c.writer.isFree(c.ops[i].result.Revision):
+		case c.isClaim(int32(i)):
 			claims = append(claims, c.ops[i].result.Revision)
 		case c.effect[i] == uncertain && c.rev[i] == 0:
 			unknown = append(unknown, c.known[i].revision)
@@ -111,6 +114,35 @@ func (c *checker) checkUnclaimed() {
 			return
 		}
 	}
+}
+
+// isClaim reports whether an acknowledged delete may have taken the revision
+// that it returned. Otherwise there was nothing to delete.
+func (c *checker) isClaim(i int32) bool {
+	revision := c.ops[i].result.Revision
+	return c.effect[i] == removed && c.known[i].revision < revision && c.writer.isFree(revision)
+}
+
+// settleClaims gives a revision to the delete that returned it if nobody else
+// can have taken it.
+func (c *checker) settleClaims() {
+	claims := make(map[uint64]int)  // how many have one
+	first := uint64(math.MaxUint64) // from here on a write of unknown outcome can have taken it
+	for i := range c.ops {
+		switch {
+		case c.isClaim(int32(i)):
+			claims[c.ops[i].result.Revision]++
+		case c.effect[i] == uncertain && c.rev[i] == 0:
+			first = min(first, c.known[i].revision+1)
+		}
+	}
+	for i := range c.ops {
+		revision := c.ops[i].result.Revision
+		if revision < first && claims[revision] == 1 && c.isClaim(int32(i)) {
+			c.effect[i], c.rev[i] = changed, revision
+		}
+	}
+	c.orderRevisions()
 }
 
 // around returns the operations next to a revision.

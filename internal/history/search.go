@@ -157,7 +157,7 @@ func (c *checker) stepOf(i int32) (step, bool) {
 		s.revision = c.rev[i]
 		return s, s.revision != 0
 	case removed:
-		s.kind = stepRemove
+		s.kind, s.isClaim = stepRemove, c.isClaim(i)
 		return s, true
 	case absent:
 		s.kind, s.stored = stepAbsent, o.result.Revision

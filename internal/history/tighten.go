@@ -11,7 +11,7 @@ package history
 // seen.
 //
 // Where an interval would become empty the history is not linearizable; it is
-// left as it is then, so that the search finds out for itself.
+// left wider then, so that the search finds out for itself.
 func (c *checker) tighten() (call, ret []seq) {
 	call, ret = make([]seq, len(c.ops)), make([]seq, len(c.ops))
 	revision := make([]uint64, len(c.ops))
@@ -24,14 +24,53 @@ func (c *checker) tighten() (call, ret []seq) {
 	}
 	sortOps(shows, revision)
 	groups := groupBy(shows, revision)
+	replaced := c.replacements()
+	for i, by := range replaced {
+		if by >= 0 {
+			call[by] = max(call[by], call[i])
+		}
+	}
 	c.tightenCalls(groups, call)
 	c.tightenReturns(groups, ret)
+	for i, by := range replaced {
+		if by >= 0 {
+			ret[i] = min(ret[i], ret[by])
+		}
+	}
+	lastShown := c.lastShown(call)
+	for id := range c.keys {
+		c.tightenNotFound(&c.keys[id], call, ret, lastShown)
+	}
 	for i := range c.ops {
 		if call[i] >= ret[i] {
-			call[i], ret[i] = c.ops[i].call, c.ret(int32(i))
+			call[i] = c.ops[i].call
+		}
+		if call[i] >= ret[i] {
+			ret[i] = c.ret(int32(i))
 		}
 	}
 	return call, ret
+}
+
+// replacements returns for every linearizable Get that found its key the next
+// write of the key, before which it must have come, or -1.
+func (c *checker) replacements() []int32 {
+	by := make([]int32, len(c.ops))
+	for i := range c.ops {
+		o := &c.ops[i]
+		by[i] = -1
+		if o.Kind != Get || c.effect[i] != read || o.result.Outcome != OK {
+			continue
+		}
+		k := &c.keys[c.key[i]]
+		for at := k.after(o.result.Revision); at < len(k.marks); at++ {
+			if w := k.marks[at].by; c.rev[w] != 0 {
+				by[i] = w
+				break
+			}
+		}
+	}
+	return by
 }
 
 // groupBy splits sorted operations by revision.
@@ -93,4 +132,80 @@ func (c *checker) tightenReturns(groups [][]int32, ret []seq) {
 		}
 		first = inGroup
 	}
+}
+
+// An era of a key is from one known write to the next.
+type era struct {
+	from, to seq // the write that begins it can be no earlier, that which ends it no later
+	// absentFrom is the earliest time at which there may be no such key, if the
+	// era begins with a put: all that show what was put come before.
+	absentFrom seq
+	shown      seq // the latest call of those
+}
+
+// tightenNotFound raises the calls of the Gets that found nothing to when there
+// may first have been no such key. It comes last, as it needs the others.
+func (c *checker) tightenNotFound(k *keyHistory, call, ret, lastShown []seq) {
+	eras := c.eras(k, call, ret, lastShown)
+	first := 0
+	for _, i := range k.ops { // by call
+		if c.effect[i] != read || c.ops[i].result.Outcome != NotFound {
+			continue
+		}
+		for first < len(eras)-1 && eras[first].to < c.ops[i].call {
+			first++
+		}
+		for _, e := range eras[first:] {
+			if e.absentFrom < ret[i] {
+				call[i] = max(call[i], e.absentFrom)
+				break
+			}
+			if e.from > ret[i] {
+				break
+			}
+		}
+	}
+}
+
+// eras returns the eras of a key in order, one before its first write included.
+func (c *checker) eras(k *keyHistory, call, ret, lastShown []seq) []era {
+	eras := []era{{to: never}}
+	for _, m := range k.marks {
+		last := &eras[len(eras)-1]
+		if c.rev[m.by] == 0 { // it says that there is no such key, in this era
+			last.absentFrom = min(last.absentFrom, max(call[m.by], last.shown))
+			continue
+		}
+		last.to = ret[m.by]
+		e := era{from: call[m.by], to: never, absentFrom: call[m.by]}
+		if m.isSet {
+			e.shown = lastShown[m.by]
+			e.absentFrom = max(e.from, e.shown, k.pending.removal(m.revision))
+		}
+		eras = append(eras, e)
+	}
+	return eras
+}
+
+// lastShown returns for every put the latest call of what showed its value.
+func (c *checker) lastShown(call []seq) []seq {
+	last := make([]seq, len(c.ops))
+	show := func(i int32, revision uint64) {
+		if w, ok := c.writer.lookup(revision); ok {
+			last[w] = max(last[w], call[i])
+		}
+	}
+	for i := range c.ops {
+		if c.effect[i] != read {
+			continue
+		}
+		o := &c.ops[i]
+		if o.Kind == Get && o.result.Outcome == OK {
+			show(int32(i), o.result.Revision)
+		}
+		for _, item := range o.result.Items {
+			show(int32(i), item.Revision)
+		}
+	}
+	return last
 }

@@ -72,6 +72,9 @@ func (c *checker) bindValues() {
 // bind takes account of a read that showed a value of a key at a revision.
 func (c *checker) bind(writes map[string]int32, shownBy []int32, reader int32, key, value string, revision uint64) {
 	w, ok := writes[value]
+	if !ok && c.isPast(reader, revision) {
+		return
+	}
 	if !ok || c.ops[w].Key != key {
 		c.violation([]int32{reader}, "key %.64q shows the value %.64q at revision %d, which nobody put there", key, value, revision)
 		return
@@ -95,10 +98,24 @@ func (c *checker) bind(writes map[string]int32, shownBy []int32, reader int32, k
 	}
 }
 
+// isPast reports whether a stale read shows what was replaced before the history
+// begins, of which nothing is known.
+func (c *checker) isPast(reader int32, revision uint64) bool {
+	return c.effect[reader] == staleRead && revision != 0 && revision <= c.startRevision
+}
+
 // orderRevisions finds out who took which revision, and that nobody else did.
 func (c *checker) orderRevisions() {
 	w := owners{start: c.startRevision}
 	for i := range c.ops {
+		o := &c.ops[i]
+		switch {
+		case c.rev[i] == 0 || c.rev[i] > c.startRevision || o.client == startClient:
+		case o.isCarried: // took effect before the history began, as a stale read shows
+			c.effect[i], c.rev[i] = dropped, 0
+		default:
+			c.violation([]int32{int32(i)}, "a write took revision %d, but the history begins at %d", c.rev[i], c.startRevision)
+		}
 		if c.rev[i] != 0 {
 			w.ops = append(w.ops, int32(i))
 		}
