@@ -37,6 +37,7 @@ func (to *condition) join(from condition) {
 type step struct {
 	op        int32
 	call, ret seq
+	place     uint64 // the revision after which it likely comes
 	kind      stepKind
 	// revision is that of the store, or of the key for reads of set keys;
 	// stored that of the store for a List.
@@ -44,6 +45,20 @@ type step struct {
 	conditional      bool
 	condition        uint64
 	isClaim          bool // of a stepRemove
+}
+
+// compare brings steps in the order in which they likely took effect: the write
+// that took a revision, what showed it, and what found that it was gone.
+func (p *step) compare(q *step) int {
+	switch {
+	case p.place != q.place && p.place < q.place:
+		return -1
+	case p.place != q.place:
+		return 1
+	case p.kind != q.kind:
+		return int(p.kind) - int(q.kind)
+	}
+	return int(p.op - q.op)
 }
 
 type stepKind uint8

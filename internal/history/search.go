@@ -9,9 +9,9 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// stepsPerOperation bounds the search of a key: a legal history takes a few
-// steps an operation, and each keeps a set of all operations of the key in
-// memory.
+// The bound on the search of a key. A legal history takes a few steps an
+// operation, and each keeps a set of all operations of the key in memory. It is
+// known to be too low for 50 clients that write one key all the time.
 const (
 	stepsPerOperation = 100
 	stepsMin          = 100_000
@@ -26,18 +26,18 @@ func (c *checker) search(timeout time.Duration) error {
 		if left <= 0 {
 			return fmt.Errorf("the search took more than %v, with %d of %d keys done", timeout, id, len(c.keys))
 		}
-		if err := c.searchKey(k, steps, left); err != nil {
+		if err := c.searchKey(k, steps, max(stepsMin, stepsPerOperation*len(steps)), left); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *checker) searchKey(k *keyHistory, steps []step, timeout time.Duration) error {
+func (c *checker) searchKey(k *keyHistory, steps []step, countMax int, timeout time.Duration) error {
 	events := eventsOf(steps)
 	m := &model{&k.pending, &c.writer}
 	start := c.startOf(k)
-	count, countMax := 0, max(stepsMin, stepsPerOperation*len(steps))
+	count := 0
 	pm := porcupine.Model{
 		Init: func() any { return start },
 		Step: func(s, input, _ any) (bool, any) {
@@ -58,7 +58,7 @@ func (c *checker) searchKey(k *keyHistory, steps []step, timeout time.Duration) 
 	}
 	count = 0
 	_, info := porcupine.CheckEventsVerbose(pm, events, timeout)
-	return fmt.Errorf("key %.64q is not linearizable: %s", k.name, c.explain(info, steps))
+	return fmt.Errorf("key %.64q is not linearizable: %s", k.name, c.explain(info, steps, events))
 }
 
 // startOf is the state of a key before the first step: the puts that stand for
@@ -75,7 +75,7 @@ func (c *checker) startOf(k *keyHistory) state {
 
 // explain names the operations around the place where the longest order that
 // porcupine found cannot go on.
-func (c *checker) explain(info porcupine.LinearizationInfo, steps []step) string {
+func (c *checker) explain(info porcupine.LinearizationInfo, steps []step, events []porcupine.Event) string {
 	var longest []int
 	for _, partition := range info.PartialLinearizations() {
 		for _, order := range partition {
@@ -84,7 +84,12 @@ func (c *checker) explain(info porcupine.LinearizationInfo, steps []step) string
 			}
 		}
 	}
-	byCall := callOrder(steps)
+	var byCall []int // porcupine numbers the operations so
+	for _, e := range events {
+		if e.Kind == porcupine.CallEvent {
+			byCall = append(byCall, e.Id)
+		}
+	}
 	isPlaced := make([]bool, len(steps))
 	for _, at := range longest {
 		isPlaced[at] = true
@@ -110,11 +115,11 @@ func (c *checker) explain(info porcupine.LinearizationInfo, steps []step) string
 // covers, as all it shows is of one revision.
 func (c *checker) steps() [][]step {
 	steps := make([][]step, len(c.keys))
-	call, ret := c.tighten()
+	call, ret, place := c.tighten()
 	for id := range c.keys {
 		for _, i := range c.keys[id].ops {
 			if s, ok := c.stepOf(i); ok {
-				s.op, s.call, s.ret = i, call[i], ret[i]
+				s.op, s.call, s.ret, s.place = i, call[i], ret[i], place[i]
 				steps[id] = append(steps[id], s)
 			}
 		}
@@ -125,7 +130,7 @@ func (c *checker) steps() [][]step {
 		if o.Kind != List || c.effect[i] != read {
 			continue
 		}
-		s := step{op: int32(i), call: call[i], ret: ret[i], stored: o.result.Revision}
+		s := step{op: int32(i), call: call[i], ret: ret[i], place: place[i], stored: o.result.Revision}
 		for _, item := range o.result.Items {
 			id := c.keyIDs[item.Key]
 			shows[id] = i + 1
@@ -175,41 +180,29 @@ func (c *checker) stepOf(i int32) (step, bool) {
 	return s, false
 }
 
-// callOrder returns the steps in the order of their calls in eventsOf.
-func callOrder(steps []step) []int32 {
-	order := make([]int32, len(steps))
-	for at := range order {
-		order[at] = int32(at)
-	}
-	slices.SortFunc(order, func(a, b int32) int {
-		x, y := &steps[a], &steps[b]
-		switch {
-		case x.call != y.call:
-			return int(x.call - y.call)
-		case x.revision != y.revision && x.revision < y.revision:
-			return -1 // likely the right order, so that the search tries it first
-		case x.revision != y.revision:
-			return 1
-		case x.kind != y.kind:
-			return int(x.kind) - int(y.kind)
-		}
-		return int(a - b)
-	})
-	return order
-}
-
 // eventsOf brings the calls and returns of a key in order. Where tightening
 // made a call and a return the same, the call comes first: they overlap.
+//
+// The order of calls between two returns means nothing, but it is the order in
+// which the search tries them: it is the likely one here.
 func eventsOf(steps []step) []porcupine.Event {
-	calls := callOrder(steps)
-	returns := slices.Clone(calls)
+	calls, returns := make([]int32, len(steps)), make([]int32, len(steps))
+	for at := range steps {
+		calls[at], returns[at] = int32(at), int32(at)
+	}
+	slices.SortStableFunc(calls, func(a, b int32) int { return int(steps[a].call) - int(steps[b].call) })
 	slices.SortStableFunc(returns, func(a, b int32) int { return int(steps[a].ret) - int(steps[b].ret) })
 	events := make([]porcupine.Event, 0, 2*len(steps))
 	for _, r := range returns {
-		for len(calls) > 0 && steps[calls[0]].call <= steps[r].ret {
-			events = append(events, porcupine.Event{Kind: porcupine.CallEvent, Id: int(calls[0]), Value: calls[0]})
-			calls = calls[1:]
+		n := 0
+		for n < len(calls) && steps[calls[n]].call <= steps[r].ret {
+			n++
 		}
+		slices.SortFunc(calls[:n], func(a, b int32) int { return steps[a].compare(&steps[b]) })
+		for _, i := range calls[:n] {
+			events = append(events, porcupine.Event{Kind: porcupine.CallEvent, Id: int(i), Value: i})
+		}
+		calls = calls[n:]
 		events = append(events, porcupine.Event{Kind: porcupine.ReturnEvent, Id: int(r)})
 	}
 	return events

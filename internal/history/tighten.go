@@ -12,7 +12,9 @@ package history
 //
 // Where an interval would become empty the history is not linearizable; it is
 // left wider then, so that the search finds out for itself.
-func (c *checker) tighten() (call, ret []seq) {
+//
+// The place of each is the revision after which it likely took effect.
+func (c *checker) tighten() (call, ret []seq, place []uint64) {
 	call, ret = make([]seq, len(c.ops)), make([]seq, len(c.ops))
 	revision := make([]uint64, len(c.ops))
 	var shows []int32
@@ -39,7 +41,7 @@ func (c *checker) tighten() (call, ret []seq) {
 	}
 	lastShown := c.lastShown(call)
 	for id := range c.keys {
-		c.tightenNotFound(&c.keys[id], call, ret, lastShown)
+		c.tightenNotFound(&c.keys[id], call, ret, lastShown, revision)
 	}
 	for i := range c.ops {
 		if call[i] >= ret[i] {
@@ -49,7 +51,7 @@ func (c *checker) tighten() (call, ret []seq) {
 			ret[i] = c.ret(int32(i))
 		}
 	}
-	return call, ret
+	return call, ret, revision
 }
 
 // replacements returns for every linearizable Get that found its key the next
@@ -136,6 +138,7 @@ func (c *checker) tightenReturns(groups [][]int32, ret []seq) {
 
 // An era of a key is from one known write to the next.
 type era struct {
+	revision uint64
 	from, to seq // the write that begins it can be no earlier, that which ends it no later
 	// absentFrom is the earliest time at which there may be no such key, if the
 	// era begins with a put: all that show what was put come before.
@@ -145,7 +148,7 @@ type era struct {
 
 // tightenNotFound raises the calls of the Gets that found nothing to when there
 // may first have been no such key. It comes last, as it needs the others.
-func (c *checker) tightenNotFound(k *keyHistory, call, ret, lastShown []seq) {
+func (c *checker) tightenNotFound(k *keyHistory, call, ret, lastShown []seq, place []uint64) {
 	eras := c.eras(k, call, ret, lastShown)
 	first := 0
 	for _, i := range k.ops { // by call
@@ -157,7 +160,7 @@ func (c *checker) tightenNotFound(k *keyHistory, call, ret, lastShown []seq) {
 		}
 		for _, e := range eras[first:] {
 			if e.absentFrom < ret[i] {
-				call[i] = max(call[i], e.absentFrom)
+				call[i], place[i] = max(call[i], e.absentFrom), e.revision
 				break
 			}
 			if e.from > ret[i] {
@@ -177,7 +180,7 @@ func (c *checker) eras(k *keyHistory, call, ret, lastShown []seq) []era {
 			continue
 		}
 		last.to = ret[m.by]
-		e := era{from: call[m.by], to: never, absentFrom: call[m.by]}
+		e := era{revision: m.revision, from: call[m.by], to: never, absentFrom: call[m.by]}
 		if m.isSet {
 			e.shown = lastShown[m.by]
 			e.absentFrom = max(e.from, e.shown, k.pending.removal(m.revision))
