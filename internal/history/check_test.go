@@ -24,6 +24,7 @@ func TestLegalHistoriesPass(t *testing.T) {
 		"unknown delete, then create":    `1 put a x = 1; 2 del a = unknown; 1 put a y if 0 = 3; 1 get a = y@3`,
 		"unknown create and its removal": `1 put a x if 0 = unknown; 2 del a = 2; 2 get a = none; 2 list = 2`,
 		"unknown on condition":           `1 put a x = 1; 2 put a y if 1 = unknown; 1 put a z if 1 = mismatch 2; 1 del a = 3; 1 list = 3`,
+		"gone between two puts":          `1 put a x = 1; 2 get a; 1 del a if 1 = 2; 1 put a y = 3; 3 del a = unknown; 2 = none; 1 get a = y@3`,
 		"not done":                       `1 put a x = notdone; 2 get a = none; 2 list = 0`,
 		"failed reads":                   `1 get a = unknown; 1 list = notdone; 1 get b`,
 		"conditions":                     `1 put a x if 0 = 1; 1 put a y if 0 = mismatch 1; 1 put a z if 1 = 2; 2 put a q if 1 = mismatch 2; 1 del a if 2 = 3; 1 del a if 2 = mismatch 3`,

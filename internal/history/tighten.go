@@ -158,14 +158,17 @@ func (c *checker) tightenNotFound(k *keyHistory, call, ret, lastShown []seq, pla
 		for first < len(eras)-1 && eras[first].to < c.ops[i].call {
 			first++
 		}
+		earliest := ret[i]
 		for _, e := range eras[first:] {
-			if e.absentFrom < ret[i] {
-				call[i], place[i] = max(call[i], e.absentFrom), e.revision
+			if e.from >= earliest {
 				break
 			}
-			if e.from > ret[i] {
-				break
+			if e.absentFrom < earliest && e.absentFrom <= e.to {
+				earliest, place[i] = e.absentFrom, e.revision
 			}
+		}
+		if earliest < ret[i] {
+			call[i] = max(call[i], earliest)
 		}
 	}
 }
