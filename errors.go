@@ -14,8 +14,8 @@ var (
 	ErrRevisionMismatch = fault.ErrRevisionMismatch
 
 	// ErrOutcomeUnknown: the operation was sent and may have taken effect, or
-	// may yet. Only the end of the context or of the node leads here. Read
-	// before trying again, or write with IfRevision.
+	// may yet. Only the end of the context or of the node leads here, and Recover
+	// on it. Read before trying again, or write with IfRevision.
 	ErrOutcomeUnknown = fault.ErrOutcomeUnknown
 
 	// ErrNoLeader: the context ended before a leader had taken the call, or had

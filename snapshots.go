@@ -30,6 +30,9 @@ func (l *loop) sendSnapshot(m *pb.Message) {
 	}
 	l.log.pin(to, h.index, l.pinUntil())
 	l.links.sending[to] = true
+	if over := l.log.falls(to) - snapshotFallsMax; over >= 0 { // it cannot keep up: not the whole state all the time
+		l.snaps.again[to] = l.now + uint64(l.cfg.Timing.electionTicks())<<min(over+1, 6)
+	}
 	l.logger.Info("sending snapshot", "to", roster.MemberID(to), "index", h.index, "keys", h.view.Len(), "bytes", h.view.DataBytes())
 }
 
@@ -41,7 +44,8 @@ func (l *loop) snapshotSent(to uint64, err error) {
 	status := raft.SnapshotFinish
 	if err != nil {
 		status = raft.SnapshotFailure
-		l.snaps.again[to] = l.now + uint64(l.cfg.Timing.electionTicks()) // it may be receiving another's
+		again := l.now + uint64(l.cfg.Timing.electionTicks()) // it may be receiving another's
+		l.snaps.again[to] = max(l.snaps.again[to], again)
 		l.logger.Warn("snapshot not sent", "to", roster.MemberID(to), "err", err)
 	}
 	if _, ok := l.roster.Lookup(to); ok {
