@@ -17,15 +17,16 @@ const bufferBytesMax = 1 << 20
 //
 // Bytes take two steps. Write puts a segment in flight towards the other end; a
 // segment that is due and meets no cut arrives in that end's inbox, where Read
-// finds it. Cuts and delays thus hold up the flight and nothing else. Close is a
-// segment like the others and travels behind the bytes that were written before.
+// finds it. Cuts, delays and a narrow bandwidth thus hold up the flight and
+// nothing else. Close is a segment like the others and travels behind the bytes
+// that were written before.
 //
 // Invariants:
 //
 //  1. A stream's bytes are those in flight and in the inbox together.
 //  2. The due times in flight never decrease.
-//  3. Unless its direction is cut, a stream with a flight has a timer that fires
-//     when the first segment is due, or earlier.
+//  3. Unless a cut holds up its first segment, a stream with a flight has a timer
+//     that fires when that segment is due, or earlier.
 //
 // Network.mu guards all of it.
 type link struct {
@@ -55,6 +56,7 @@ type stream struct {
 	flight []segment
 	inbox  [][]byte // no element is empty
 	bytes  int      // at most bufferBytesMax
+	flying int      // of bytes, those in flight
 	ended  bool     // the close has arrived, after everything else
 	// stalled says that a cut holds up what is due. What was on the way when
 	// the cut began, and is due after its end, never met it.
@@ -62,7 +64,8 @@ type stream struct {
 	timer   *time.Timer
 }
 
-// segment is what one Write, or Close, sent.
+// segment is what one Write, or Close, sent; packetBytesMax of it at a time where
+// the direction is slow.
 type segment struct {
 	data []byte
 	due  time.Time
@@ -112,19 +115,32 @@ func (e *end) Write(b []byte) (int, error) {
 		e.writing = false
 		e.link.cond.Broadcast()
 	}()
-	out := &e.peer.in
 	written := 0
 	for written < len(b) {
-		if err := e.waitToWrite(func() bool { return out.bytes < bufferBytesMax }); err != nil {
+		if err := e.waitToWrite(func() bool { return e.room() > 0 }); err != nil {
 			return written, e.opError("write", err)
 		}
-		count := min(len(b)-written, bufferBytesMax-out.bytes)
+		count := min(len(b)-written, e.room())
 		data := append([]byte(nil), b[written:written+count]...)
+		e.link.net.corrupt(e.route(), data)
 		e.send(segment{data: data})
 		written += count
 	}
 	return written, nil
 }
+
+// room returns how many bytes may be sent now as one segment.
+func (e *end) room() int {
+	out := &e.peer.in
+	room := bufferBytesMax - out.bytes
+	if _, ok := e.link.net.pipes[e.route()]; ok {
+		room = min(room, slowBytesMax-out.flying, packetBytesMax)
+	}
+	return room
+}
+
+// route returns the direction in which the end writes.
+func (e *end) route() route { return route{e.local, e.remote} }
 
 // waitToWrite waits until isReady, or returns why this end cannot write.
 func (e *end) waitToWrite(isReady func() bool) error {
@@ -218,20 +234,24 @@ func (e *end) opError(op string, err error) error {
 // send puts s in flight towards the peer.
 func (e *end) send(s segment) {
 	out := &e.peer.in
-	s.due = time.Now().Add(e.link.net.delays[route{e.local, e.remote}])
+	s.due = e.link.net.arrival(e.route(), len(s.data))
 	if k := len(out.flight); k > 0 && out.flight[k-1].due.After(s.due) {
 		s.due = out.flight[k-1].due
 	}
 	out.flight = append(out.flight, s)
 	out.bytes += len(s.data)
+	out.flying += len(s.data)
 	e.peer.advance()
 }
 
 // advance lets arrive at e what is due.
 func (e *end) advance() {
 	in, now := &e.in, time.Now()
-	if e.link.net.isCut(e.remote, e.local) {
-		in.stalled = len(in.flight) > 0 && !in.flight[0].due.After(now)
+	if e.link.net.isCut(e.remote, e.local) && len(in.flight) > 0 && !in.flight[0].due.After(now) {
+		if !in.stalled {
+			in.stalled = true
+			e.link.net.counts(e.peer.route()).Stalls++
+		}
 		return // resume comes back to it
 	}
 	arrived := 0
@@ -240,6 +260,8 @@ func (e *end) advance() {
 			break
 		}
 		arrived++
+		in.flying -= len(s.data)
+		e.link.net.counts(e.peer.route()).Bytes += uint64(len(s.data))
 		switch {
 		case s.last:
 			in.ended = true
@@ -267,15 +289,20 @@ func (e *end) onTimer() {
 }
 
 // resume sets out again what a cut has held up on the way to e. It takes the
-// direction's delay once more, and what was written later stays behind it.
+// direction's delay and bandwidth once more, and what was written later stays
+// behind it.
 func (e *end) resume() {
 	in, net := &e.in, e.link.net
 	if in.stalled && !net.isCut(e.remote, e.local) {
 		in.stalled = false
-		due := time.Now().Add(net.delays[route{e.remote, e.local}])
-		for i := range in.flight {
-			if in.flight[i].due.Before(due) {
-				in.flight[i].due = due
+		var due time.Time
+		for i, now := 0, time.Now(); i < len(in.flight); i++ {
+			s := &in.flight[i]
+			if !s.due.After(now) {
+				due = net.arrival(e.peer.route(), len(s.data))
+			}
+			if s.due.Before(due) {
+				s.due = due
 			}
 		}
 	}
@@ -285,6 +312,7 @@ func (e *end) resume() {
 // reset breaks the link. The ends stay open until they are closed.
 func (k *link) reset() {
 	k.broken = true
+	k.net.counts(k.dialer.route()).Resets++
 	k.forget()
 	k.cond.Broadcast()
 }

@@ -1,9 +1,12 @@
 package simnet
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
+	"math/bits"
+	"math/rand/v2"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -176,6 +179,14 @@ func TestHealedBytesTakeTheDelay(t *testing.T) {
 		wantRead(t, b, "under way")
 		wantElapsed(t, healed, time.Second)
 
+		n.Cut("a", "b")
+		write(t, a, "all within the cut")
+		time.Sleep(time.Minute)
+		n.Heal("a", "b")
+		healed = time.Now()
+		wantRead(t, b, "all within the cut")
+		wantElapsed(t, healed, time.Second)
+
 		write(t, a, "missed it")
 		sent := time.Now()
 		n.Cut("a", "b")
@@ -241,4 +252,226 @@ func TestResetBreaksConnectionsOfThePairOnly(t *testing.T) {
 		}
 		closeAll(e)
 	})
+}
+
+func TestResetAllBreaksEveryConnectionOfAnAddressOnly(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *Network) {
+		ab, _ := connect(t, n, "a", "b")
+		ca, _ := connect(t, n, "c", "a")
+		ae, ea := connect(t, n, "a", "e")
+		cd, dc := connect(t, n, "c", "d")
+		self1, self2 := connect(t, n, "f", "f")
+		n.ResetAll("f")
+		write(t, self1, "a node reaches itself")
+		wantRead(t, self2, "a node reaches itself")
+		n.ResetAll("a")
+		for name, c := range map[string]io.Reader{"dialed by it": ab, "dialed to it": ca, "to a third": ae} {
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("%s: Read = %v, want ECONNRESET", name, err)
+			}
+		}
+		if _, err := ea.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the other end: Read = %v, want ECONNRESET", err)
+		}
+		write(t, cd, "untouched")
+		wantRead(t, dc, "untouched")
+		wantCounts(t, n, "a", "b", Counts{Dials: 1, Resets: 1})
+		wantCounts(t, n, "c", "a", Counts{Dials: 1, Resets: 1})
+		wantCounts(t, n, "c", "d", Counts{Dials: 1, Bytes: 9})
+	})
+}
+
+func wantCounts(t *testing.T, n *Network, from, to string, want Counts) {
+	t.Helper()
+	if got := n.Counts(from, to); got != want {
+		t.Errorf("Counts(%s, %s) = %+v, want %+v", from, to, got, want)
+	}
+}
+
+func TestSlowBytesArriveAtTheBandwidth(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *Network) {
+		a, b := connect(t, n, "a", "b")
+		n.Slow("a", "b", 2*packetBytesMax)
+		n.Delay("a", "b", time.Second)
+		start := time.Now()
+		write(t, a, string(make([]byte, 4*packetBytesMax)))
+		wantElapsed(t, start, 0)
+		n.check(t)
+		for i := range 4 {
+			wantRead(t, b, string(make([]byte, packetBytesMax)))
+			wantElapsed(t, start, time.Second+time.Duration(i+1)*time.Second/2)
+		}
+		write(t, b, "quick")
+		wantRead(t, a, "quick")
+		wantElapsed(t, start, 3*time.Second)
+
+		n.Delay("a", "b", 0)
+		write(t, a, string(make([]byte, packetBytesMax))) // an idle link saves nothing up
+		n.Slow("a", "b", packetBytesMax)
+		write(t, a, string(make([]byte, packetBytesMax)))
+		n.Slow("a", "b", 0)
+		write(t, a, "does not overtake")
+		start = time.Now()
+		wantRead(t, b, string(make([]byte, packetBytesMax)))
+		wantElapsed(t, start, time.Second/2)
+		wantRead(t, b, string(make([]byte, packetBytesMax)))
+		wantElapsed(t, start, 3*time.Second/2)
+		wantRead(t, b, "does not overtake")
+		write(t, a, "fast again")
+		wantRead(t, b, "fast again")
+		wantElapsed(t, start, 3*time.Second/2)
+		wantCounts(t, n, "a", "b", Counts{Dials: 1, Bytes: 6*packetBytesMax + 27, Slowed: 6})
+	})
+}
+
+func TestSlowConnectionsShareTheBandwidth(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *Network) {
+		a, b := connect(t, n, "a", "b")
+		d, c := connect(t, n, "b", "a.out") // another pair
+		n.Slow("a", "b", packetBytesMax)
+		l := listen(t, n, "a")
+		back, err := n.Dial(t.Context(), "b", "a") // the same direction, dialed by the other
+		if err != nil {
+			t.Fatal(err)
+		}
+		accepted, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer closeAll(back, accepted)
+		start := time.Now()
+		write(t, a, string(make([]byte, packetBytesMax)))
+		write(t, accepted, string(make([]byte, packetBytesMax)))
+		write(t, c, "not of this direction")
+		wantRead(t, d, "not of this direction")
+		wantElapsed(t, start, 0)
+		wantRead(t, back, string(make([]byte, packetBytesMax)))
+		wantElapsed(t, start, 2*time.Second)
+		wantRead(t, b, string(make([]byte, packetBytesMax)))
+		wantElapsed(t, start, 2*time.Second)
+	})
+}
+
+func TestSlowWriterBlocksWhenTheWindowIsFull(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *Network) {
+		a, b := connect(t, n, "a", "b")
+		n.Slow("a", "b", slowBytesMax) // a window a second
+		start := time.Now()
+		write(t, a, string(make([]byte, slowBytesMax)))
+		wantElapsed(t, start, 0)
+		write(t, a, string(make([]byte, slowBytesMax)))
+		wantElapsed(t, start, time.Second) // though nobody reads
+		n.check(t)
+
+		done := make(chan error)
+		go func() { _, err := a.Write(make([]byte, bufferBytesMax/2)); done <- err }()
+		time.Sleep(time.Second/2 + time.Millisecond) // not just when a packet arrives
+		n.Slow("a", "b", 0)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		wantElapsed(t, start, 3*time.Second/2+time.Millisecond)
+		want := 2*slowBytesMax + bufferBytesMax/2
+		if _, err := io.ReadFull(b, make([]byte, want)); err != nil {
+			t.Fatal(err)
+		}
+		wantElapsed(t, start, 5*time.Second/2) // what was on the way keeps its time
+	})
+}
+
+func TestSlowHoldsForWhatACutHasHeldUp(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *Network) {
+		a, b := connect(t, n, "a", "b")
+		n.Slow("a", "b", packetBytesMax)
+		n.Cut("a", "b")
+		write(t, a, string(make([]byte, 3*packetBytesMax)))
+		time.Sleep(time.Hour)
+		n.Heal("a", "b")
+		start := time.Now()
+		n.check(t)
+		for i := range 3 {
+			wantRead(t, b, string(make([]byte, packetBytesMax)))
+			wantElapsed(t, start, time.Duration(i+1)*time.Second)
+		}
+		if got := n.Counts("a", "b").Stalls; got != 1 {
+			t.Errorf("%d stalls, want 1", got)
+		}
+	})
+}
+
+func TestSlowCloseTravelsBehindTheBytes(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *Network) {
+		a, b := connect(t, n, "a", "b")
+		n.Slow("a", "b", packetBytesMax)
+		write(t, a, string(make([]byte, 2*packetBytesMax)))
+		closeAll(a)
+		start := time.Now()
+		got, err := io.ReadAll(b)
+		if len(got) != 2*packetBytesMax || err != nil {
+			t.Errorf("ReadAll = %d bytes, %v; want all and EOF", len(got), err)
+		}
+		wantElapsed(t, start, 2*time.Second)
+	})
+}
+
+// carry writes the same bytes in pieces over a new connection and returns what
+// arrives.
+func carry(t *testing.T, n *Network, pieces int) []byte {
+	t.Helper()
+	l := listen(t, n, "b")
+	a, err := n.Dial(t.Context(), "a", "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll(l, a, b)
+	piece := bytes.Repeat([]byte("0123456789"), 10)
+	var got []byte
+	for range pieces {
+		if _, err := a.Write(piece); err != nil {
+			t.Fatal(err)
+		}
+		in := make([]byte, len(piece))
+		if _, err := io.ReadFull(b, in); err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, in...)
+	}
+	if string(piece) != string(bytes.Repeat([]byte("0123456789"), 10)) {
+		t.Error("the writer's own bytes were changed")
+	}
+	return got
+}
+
+func TestCorruptFlipsOneBitInSomeWritesTheSameForTheSameSeed(t *testing.T) {
+	var first []byte
+	for range 2 {
+		inBubble(t, func(t *testing.T, n *Network) {
+			n.Corrupt("a", "b", 0.25, rand.NewPCG(1, 2))
+			n.Corrupt("b", "a", 1, rand.NewPCG(1, 2)) // nothing travels there
+			const pieces = 1000
+			got := carry(t, n, pieces)
+			flips := 0
+			for i, c := range got {
+				flips += bits.OnesCount8(c ^ "0123456789"[i%10])
+			}
+			if counted := n.Counts("a", "b").Corrupted; flips != counted || flips < 200 || flips > 300 {
+				t.Errorf("%d bits were flipped, %d counted, of %d writes at 0.25", flips, counted, pieces)
+			}
+			if first == nil {
+				first = got
+			}
+			if !bytes.Equal(got, first) {
+				t.Error("the same seed has corrupted other bits")
+			}
+			n.Corrupt("a", "b", 0, nil)
+			if got := carry(t, n, 10); !bytes.Equal(got, bytes.Repeat([]byte("0123456789"), 100)) {
+				t.Error("corrupt after the end of it")
+			}
+			wantCounts(t, n, "b", "a", Counts{})
+		})
+	}
 }

@@ -2,6 +2,8 @@ package simnet
 
 import (
 	"context"
+	"math/rand/v2"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -133,6 +135,78 @@ func TestGRPCSurvivesAReset(t *testing.T) {
 			}
 			n.Reset("client", "server")
 			synctest.Wait()
+		}
+	})
+}
+
+func TestGRPCSurvivesResetAll(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *Network) {
+		_, client := startHealth(t, n)
+		for range 3 {
+			_, err := client.Check(t.Context(), &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n.ResetAll("server")
+			synctest.Wait()
+		}
+		if got := n.Counts("client", "server"); got.Dials < 3 || got.Resets != 3 {
+			t.Errorf("%+v, want a connection a try and 3 resets", got)
+		}
+	})
+}
+
+func TestGRPCCallTakesItsTimeOnASlowLink(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *Network) {
+		_, client := startHealth(t, n)
+		n.Slow("client", "server", 1<<10)
+		start := time.Now()
+		// Health checks only this far, and the name is far longer.
+		name := strings.Repeat("x", 10<<10)
+		_, err := client.Check(t.Context(), &healthpb.HealthCheckRequest{Service: name}, grpc.WaitForReady(true))
+		if status.Code(err) != codes.NotFound {
+			t.Fatalf("Check = %v, want NotFound", err)
+		}
+		if took := time.Since(start); took < 10*time.Second || took > 11*time.Second {
+			t.Errorf("10 KiB at 1 KiB/s took %v", took)
+		}
+		n.Slow("client", "server", 0)
+		start = time.Now()
+		_, err = client.Check(t.Context(), &healthpb.HealthCheckRequest{})
+		if err != nil {
+			t.Fatalf("Check after the end of it = %v", err)
+		}
+		if took := time.Since(start); took > time.Second { // what was on the way keeps its time
+			t.Errorf("a call after the end of it took %v", took)
+		}
+	})
+}
+
+// TestGRPCReconnectsAfterCorruption: gRPC itself notices some flipped bits, those
+// in the framing, and closes the connection; others it hands on.
+func TestGRPCReconnectsAfterCorruption(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *Network) {
+		_, client := startHealth(t, n)
+		n.Corrupt("client", "server", 0.2, rand.NewPCG(3, 4))
+		failed := 0
+		for range 100 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			if _, err := client.Check(ctx, &healthpb.HealthCheckRequest{Service: ""}); err != nil {
+				failed++
+			}
+			cancel()
+		}
+		got := n.Counts("client", "server")
+		if got.Corrupted == 0 || failed == 0 || got.Dials < 2 {
+			t.Errorf("%+v, %d calls failed: want corruption, failed calls and connections anew", got, failed)
+		}
+		n.Corrupt("client", "server", 0, nil)
+		n.Reset("client", "server")
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		if _, err := client.Check(ctx, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true)); err != nil {
+			t.Fatalf("Check after the end of it: %v", err)
 		}
 	})
 }

@@ -1,5 +1,6 @@
 // Package simnet is an in-memory network for tests: it joins several nodes of
-// one process by stream connections that can be cut, delayed and reset.
+// one process by stream connections that can be cut, delayed, slowed, corrupted
+// and reset.
 //
 // Real sockets do not work inside a testing/synctest bubble, because waiting for
 // one does not count as being blocked and virtual time stands still. Everything
@@ -26,10 +27,11 @@ const backlogMax = 128
 // that exist and on those to come. They act on a direction of travel, whichever
 // end has dialed. They lose nothing on a connection that survives, as TCP sends
 // again what was lost: bytes come late, or in order after the cut is healed, or
-// never.
+// never. Only Corrupt changes them, as happens where TCP's checksum fails.
 //
 // The network has no goroutines. A direction of a connection holds a timer
 // while delayed bytes travel on it. All methods may be called concurrently.
+// Counts tells a test whether its faults have met anything.
 type Network struct {
 	// mu guards everything in the network, down to the bytes of its
 	// connections. One lock keeps the faults free of lock order, and tests
@@ -40,6 +42,9 @@ type Network struct {
 	cuts      map[route]struct{}
 	isolated  map[string]struct{}
 	delays    map[route]time.Duration
+	pipes     map[route]*pipe // those that are slow
+	noises    map[route]noise
+	counters  map[route]*Counts
 	// changedc is closed, and replaced, when a dial that hangs may go on.
 	changedc chan struct{}
 }
@@ -55,6 +60,9 @@ func New() *Network {
 		cuts:      make(map[route]struct{}),
 		isolated:  make(map[string]struct{}),
 		delays:    make(map[route]time.Duration),
+		pipes:     make(map[route]*pipe),
+		noises:    make(map[route]noise),
+		counters:  make(map[route]*Counts),
 		changedc:  make(chan struct{}),
 	}
 }
@@ -134,6 +142,7 @@ func (n *Network) tryDial(from, addr string, traveled bool) (net.Conn, dialWait,
 	}
 	k := newLink(n, from, addr)
 	n.links[k] = struct{}{}
+	n.counts(k.dialer.route()).Dials++
 	l.backlog = append(l.backlog, &k.accepter)
 	l.cond.Signal()
 	return &k.dialer, dialWait{}, nil
@@ -192,6 +201,18 @@ func (n *Network) Reset(a, b string) {
 	for k := range n.links {
 		from, to := k.dialer.local, k.accepter.local
 		if (from == a && to == b) || (from == b && to == a) {
+			k.reset()
+		}
+	}
+}
+
+// ResetAll is Reset for an address and every other.
+func (n *Network) ResetAll(addr string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for k := range n.links {
+		from, to := k.dialer.local, k.accepter.local
+		if (from == addr) != (to == addr) {
 			k.reset()
 		}
 	}

@@ -34,12 +34,13 @@ func (n *Network) check(t *testing.T) {
 	defer n.mu.Unlock()
 	for k := range n.links {
 		for _, e := range []*end{&k.dialer, &k.accepter} {
-			size := 0
+			size, flying := 0, 0
 			for _, data := range e.in.inbox {
 				size += len(data)
 			}
 			for i, s := range e.in.flight {
 				size += len(s.data)
+				flying += len(s.data)
 				if i > 0 && s.due.Before(e.in.flight[i-1].due) {
 					t.Errorf("%s->%s: segment %d is due before its predecessor",
 						e.remote, e.local, i)
@@ -49,8 +50,10 @@ func (n *Network) check(t *testing.T) {
 				t.Errorf("%s->%s: bytes = %d, want %d, at most %d",
 					e.remote, e.local, e.in.bytes, size, bufferBytesMax)
 			}
-			cut := n.isCut(e.remote, e.local)
-			if len(e.in.flight) > 0 && e.in.timer == nil && !cut {
+			if flying != e.in.flying {
+				t.Errorf("%s->%s: flying = %d, want %d", e.remote, e.local, e.in.flying, flying)
+			}
+			if len(e.in.flight) > 0 && e.in.timer == nil && !e.in.stalled {
 				t.Errorf("%s->%s: a flight without a timer", e.remote, e.local)
 			}
 		}
