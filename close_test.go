@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"example.com/raftkv/internal/checksum"
 	"example.com/raftkv/internal/wire"
 	kvpb "example.com/raftkv/proto/raftkv/v1"
 )
@@ -270,7 +271,9 @@ func TestRemovedMemberDoesNotTellOthersThatTheyAre(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cluster) {
 		n := c.start(1)
 		n.stopFor(ErrRemoved)
-		_, err := n.transport.Hello(c.ctx(), &kvpb.HelloRequest{})
+		hello := &kvpb.HelloRequest{}
+		checksum.Seal(hello)
+		_, err := n.transport.Hello(c.ctx(), hello)
 		if told, ours := wire.FromStatus(err); !ours || errors.Is(told, ErrRemoved) || !errors.Is(told, ErrClosed) {
 			t.Errorf("hello to a member that stops = %v, want ErrClosed", err)
 		}

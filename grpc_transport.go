@@ -17,6 +17,7 @@ import (
 
 	pb "go.etcd.io/raft/v3/raftpb"
 
+	"example.com/raftkv/internal/checksum"
 	"example.com/raftkv/internal/firewall"
 	"example.com/raftkv/internal/outbox"
 	"example.com/raftkv/internal/peer"
@@ -195,6 +196,10 @@ func (t *grpcTransport) Messages(s grpc.BidiStreamingServer[kvpb.MessagesRequest
 	if err != nil {
 		return t.node.status(err)
 	}
+	if err := checksum.Check(hello); err != nil {
+		t.refused(hello.GetHello(), err)
+		return t.node.status(err)
+	}
 	var self *kvpb.Identity
 	err = t.ask(func(l *loop) error {
 		err := l.welcome(hello.GetHello()) // which may make us somebody
@@ -209,7 +214,9 @@ func (t *grpcTransport) Messages(s grpc.BidiStreamingServer[kvpb.MessagesRequest
 		return t.node.status(err)
 	}
 	from := hello.GetHello().GetFrom().GetRaftId()
-	if err := s.Send(&kvpb.MessagesResponse{Identity: self}); err != nil {
+	resp := &kvpb.MessagesResponse{Identity: self}
+	checksum.Seal(resp)
+	if err := s.Send(resp); err != nil {
 		return err
 	}
 	var cut atomic.Pointer[error] // why the loop wants the stream to end
@@ -272,6 +279,9 @@ func first[T any](recv func() (*T, error)) (*T, error) {
 func (t *grpcTransport) take(ctx context.Context, from, self uint64, frame *kvpb.MessagesRequest, cut *atomic.Pointer[error]) error {
 	if err := cut.Load(); err != nil {
 		return *err
+	}
+	if err := checksum.Check(frame); err != nil {
+		return err
 	}
 	if l := t.to(from); l != nil {
 		l.Nudge()

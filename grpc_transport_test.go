@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"log/slog"
 	"strings"
 	"sync"
@@ -19,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"example.com/raftkv/internal/checksum"
 	"example.com/raftkv/internal/command"
 	"example.com/raftkv/internal/roster"
 	"example.com/raftkv/internal/wire"
@@ -71,7 +71,9 @@ func (c *cluster) openAs(n *Node, h *kvpb.Hello) (grpc.BidiStreamingClient[kvpb.
 	if err != nil {
 		return nil, err
 	}
-	if err := s.Send(&kvpb.MessagesRequest{Hello: h}); err != nil {
+	hello := &kvpb.MessagesRequest{Hello: h}
+	checksum.Seal(hello)
+	if err := s.Send(hello); err != nil {
 		return nil, err
 	}
 	resp, err := s.Recv()
@@ -149,12 +151,15 @@ func TestPeerThatBreaksTheProtocolIsCutOffCountedAndLoggedOnce(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			checksum.Seal(frame)
 			if err := s.Send(frame); err != nil {
 				t.Fatal(err)
 			}
 			if i%2 == 1 { // some are found by the loop, and cut with the next frame
 				c.pause(10 * time.Millisecond)
-				_ = s.Send(&kvpb.MessagesRequest{}) // fails if the stream is cut already
+				ping := &kvpb.MessagesRequest{}
+				checksum.Seal(ping)
+				_ = s.Send(ping) // fails if the stream is cut already
 			}
 			if _, err := s.Recv(); status.Code(err) != codes.InvalidArgument {
 				t.Errorf("frame %d: the stream ends with %v", i, err)
@@ -252,6 +257,9 @@ func TestBadSnapshotChangesNothing(t *testing.T) {
 				Keys: uint64(h.view.Len()), SizeBytes: uint64(h.view.DataBytes()),
 			}
 			change(head)
+			if head.Crc == 0 {
+				checksum.Seal(head)
+			}
 			return &kvpb.SnapshotRequest{Part: &kvpb.SnapshotRequest_Header{Header: head}}
 		}
 		good := func(*kvpb.SnapshotHeader) {}
@@ -266,11 +274,12 @@ func TestBadSnapshotChangesNothing(t *testing.T) {
 			"a stranger":          {header(func(h *kvpb.SnapshotHeader) { h.Hello.From.ClusterId = []byte(randomID()) })},
 			"another roster":      {header(func(h *kvpb.SnapshotHeader) { h.Roster.ClusterId = []byte(randomID()) })},
 			"garbage for raft":    {header(func(h *kvpb.SnapshotHeader) { h.Message = []byte("garbage") })},
+			"not as sealed":       {header(func(h *kvpb.SnapshotHeader) { checksum.Seal(h); h.Revision-- })},
 			"impossible size":     {header(func(h *kvpb.SnapshotHeader) { h.SizeBytes = 1 << 60 })},
 			"a future revision":   {header(func(h *kvpb.SnapshotHeader) { h.Revision = 1 << 62 })},
 			"wrong checksum":      {header(good), chunk(part, 7)},
-			"more than declared":  {header(good), chunk(part, crc32.Checksum(part, castagnoli))},
-			"malformed part":      {header(good), chunk([]byte{0xff}, crc32.Checksum([]byte{0xff}, castagnoli))},
+			"more than declared":  {header(good), chunk(part, checksum.Of(part))},
+			"malformed part":      {header(good), chunk([]byte{0xff}, checksum.Of([]byte{0xff}))},
 			"less than declared":  {header(good), trailer},
 			"wrong hash":          {header(func(h *kvpb.SnapshotHeader) { h.Keys, h.SizeBytes = 0, 0 }), trailer},
 			"no trailer":          {header(good)},

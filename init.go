@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"example.com/raftkv/internal/checksum"
 	"example.com/raftkv/internal/fault"
 	"example.com/raftkv/internal/roster"
 	"example.com/raftkv/internal/wire"
@@ -278,7 +279,9 @@ func (n *Node) coordinate(ctx context.Context, members []Member, nonces []string
 }
 
 func commitFounding(s grpc.BidiStreamingClient[kvpb.FoundRequest, kvpb.FoundResponse]) error {
-	if err := s.Send(&kvpb.FoundRequest{Commit: true}); err != nil {
+	req := &kvpb.FoundRequest{Commit: true}
+	checksum.Seal(req)
+	if err := s.Send(req); err != nil {
 		return err
 	}
 	_, err := s.Recv()

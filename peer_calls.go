@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"example.com/raftkv/internal/checksum"
 	"example.com/raftkv/internal/membership"
 	"example.com/raftkv/internal/roster"
 	"example.com/raftkv/internal/wire"
@@ -42,7 +43,13 @@ func (t *grpcTransport) whoIs(ctx context.Context, addr string) (*kvpb.HelloResp
 	if err := t.node.do(func(l *loop) { self = l.identity() }); err != nil {
 		return nil, err
 	}
-	return kvpb.NewPeerServiceClient(conn).Hello(ctx, &kvpb.HelloRequest{Hello: &kvpb.Hello{From: self}})
+	req := &kvpb.HelloRequest{Hello: &kvpb.Hello{From: self}}
+	checksum.Seal(req)
+	resp, err := kvpb.NewPeerServiceClient(conn).Hello(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return resp, checksum.Check(resp)
 }
 
 // refusal returns why a process wants to have nothing to do with this one, nil
@@ -56,13 +63,31 @@ func refusal(err error) error {
 	return nil
 }
 
+// checkCall checks the checksum of a call. Its error is no status of ours, for
+// that would tell the caller's caller that what it asked for is invalid. So the
+// call has failed as if it had not arrived, and may be tried again.
+func (t *grpcTransport) checkCall(req checksum.Message, hello *kvpb.Hello) error {
+	err := checksum.Check(req)
+	if err != nil {
+		t.refused(hello, err)
+	}
+	return err
+}
+
 // Hello tells who this process is.
 func (t *grpcTransport) Hello(ctx context.Context, req *kvpb.HelloRequest) (resp *kvpb.HelloResponse, err error) {
+	if err := t.checkCall(req, req.GetHello()); err != nil {
+		return nil, err
+	}
 	err = t.ask(func(l *loop) (err error) {
 		resp, err = l.whoIs(req.GetHello())
 		return err
 	})
-	return resp, t.node.status(err)
+	if err != nil {
+		return nil, t.node.status(err)
+	}
+	checksum.Seal(resp)
+	return resp, nil
 }
 
 // probe asks who answers at an address before it is added under an ID. It
@@ -97,6 +122,7 @@ func (t *grpcTransport) forwardRequest(ctx context.Context, leader uint64, r *me
 	}
 	req := requestProto(r)
 	req.Hello = t.lockedHello(l.Member())
+	checksum.Seal(req)
 	resp, err := l.Client().Forward(ctx, req)
 	if err != nil {
 		if told, ours := wire.FromStatus(err); ours && !errors.Is(told, ErrClosed) && !errors.Is(told, ErrRemoved) {
@@ -104,11 +130,17 @@ func (t *grpcTransport) forwardRequest(ctx context.Context, leader uint64, r *me
 		}
 		return nil, membership.ErrNotLeader // lost on the way: ask again, the request has an ID
 	}
+	if err := checksum.Check(resp); err != nil {
+		return nil, membership.ErrNotLeader
+	}
 	return roster.FromProto(resp.GetRoster())
 }
 
 // Forward takes a membership change from a member that does not lead.
 func (t *grpcTransport) Forward(ctx context.Context, req *kvpb.ForwardRequest) (*kvpb.ForwardResponse, error) {
+	if err := t.checkCall(req, req.GetHello()); err != nil {
+		return nil, err
+	}
 	r, err := requestFromProto(req)
 	if err != nil {
 		return nil, t.node.status(err)
@@ -122,14 +154,14 @@ func (t *grpcTransport) Forward(ctx context.Context, req *kvpb.ForwardRequest) (
 		t.refused(req.GetHello(), err)
 		return nil, t.node.status(membership.ErrNotLeader) // whom it takes for the leader is somebody else
 	}
-	if inForce != nil {
-		return &kvpb.ForwardResponse{Roster: inForce.Proto()}, nil
+	if inForce == nil {
+		if inForce, err = t.node.changeHere(ctx, r); err != nil {
+			return nil, t.node.status(err)
+		}
 	}
-	now, err := t.node.changeHere(ctx, r)
-	if err != nil {
-		return nil, t.node.status(err)
-	}
-	return &kvpb.ForwardResponse{Roster: now.Proto()}, nil
+	resp := &kvpb.ForwardResponse{Roster: inForce.Proto()}
+	checksum.Seal(resp)
+	return resp, nil
 }
 
 func requestProto(r *membership.Request) *kvpb.ForwardRequest {
@@ -188,7 +220,9 @@ func (t *grpcTransport) askToFound(ctx context.Context, m Member, hello *kvpb.He
 	}
 	closeConn = func() { _ = conn.Close() } // nothing more to do about an error
 	if s, err = kvpb.NewPeerServiceClient(conn).Found(ctx); err == nil {
-		if err = s.Send(&kvpb.FoundRequest{Hello: hello, Roster: r.Proto()}); err == nil {
+		req := &kvpb.FoundRequest{Hello: hello, Roster: r.Proto()}
+		checksum.Seal(req)
+		if err = s.Send(req); err == nil {
 			_, err = s.Recv()
 		}
 	}
@@ -205,6 +239,9 @@ func (t *grpcTransport) Found(s grpc.BidiStreamingServer[kvpb.FoundRequest, kvpb
 	if err != nil {
 		return t.node.status(err)
 	}
+	if err := t.checkCall(req, req.GetHello()); err != nil {
+		return err
+	}
 	r, err := roster.FromProto(req.GetRoster())
 	if err != nil {
 		return t.node.status(fmt.Errorf("%w: %w", ErrInvalid, err))
@@ -213,12 +250,16 @@ func (t *grpcTransport) Found(s grpc.BidiStreamingServer[kvpb.FoundRequest, kvpb
 		t.refused(req.GetHello(), err)
 		return t.node.status(err)
 	}
+	hello := req.GetHello()
 	defer t.node.post(func(l *loop) { l.unbind(r) })
 	if err := s.Send(&kvpb.FoundResponse{}); err != nil {
 		return err
 	}
 	if req, err = s.Recv(); err != nil || !req.GetCommit() {
 		return err // the coordinator gave up: nothing was founded
+	}
+	if err := t.checkCall(req, hello); err != nil {
+		return err
 	}
 	if err := t.ask(func(l *loop) error { return l.found(r) }); err != nil {
 		return t.node.status(err)

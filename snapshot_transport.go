@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"time"
 
@@ -13,6 +12,7 @@ import (
 
 	pb "go.etcd.io/raft/v3/raftpb"
 
+	"example.com/raftkv/internal/checksum"
 	"example.com/raftkv/internal/command"
 	"example.com/raftkv/internal/firewall"
 	"example.com/raftkv/internal/roster"
@@ -26,8 +26,6 @@ const (
 	snapshotKeysMax = 1 << 40 // nobody has so many; a header that says so is garbage
 	revisionMax     = 1 << 62 // likewise
 )
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // sendSnapshot streams a frozen state to a member, on a connection of its own,
 // so that heartbeats and appends do not wait behind it.
@@ -93,6 +91,7 @@ func (t *grpcTransport) stream(to roster.Member, hello *kvpb.Hello, m *pb.Messag
 		Hello: hello, Message: message, Roster: h.roster.Proto(), Revision: h.revision,
 		Keys: uint64(h.view.Len()), SizeBytes: uint64(h.view.DataBytes()),
 	}
+	checksum.Seal(header)
 	if send(&kvpb.SnapshotRequest{Part: &kvpb.SnapshotRequest_Header{Header: header}}) {
 		sendParts(h, send)
 	}
@@ -105,7 +104,7 @@ func (t *grpcTransport) stream(to roster.Member, hello *kvpb.Hello, m *pb.Messag
 
 func sendParts(h *snapshotHandle, send func(*kvpb.SnapshotRequest) bool) {
 	for data := range snapshot.Parts(h.view, h.dedup, chunkBytesMax) {
-		chunk := &kvpb.SnapshotChunk{Crc: crc32.Checksum(data, castagnoli), Data: data}
+		chunk := &kvpb.SnapshotChunk{Crc: checksum.Of(data), Data: data}
 		if !send(&kvpb.SnapshotRequest{Part: &kvpb.SnapshotRequest_Chunk{Chunk: chunk}}) {
 			return
 		}
@@ -189,6 +188,12 @@ func (r *snapshotReceiver) receive(ctx context.Context, t *grpcTransport) error 
 	}
 	header := req.GetHeader()
 	r.hello = header.GetHello()
+	if header == nil {
+		return fmt.Errorf("%w: snapshot without a header", ErrInvalid)
+	}
+	if err := checksum.Check(header); err != nil {
+		return err
+	}
 	if err := t.ask(func(l *loop) error { return l.welcome(r.hello) }); err != nil {
 		return err
 	}
@@ -204,7 +209,7 @@ func (r *snapshotReceiver) receive(ctx context.Context, t *grpcTransport) error 
 			return r.finish(builder, trailer)
 		}
 		chunk := req.GetChunk()
-		if crc32.Checksum(chunk.GetData(), castagnoli) != chunk.GetCrc() {
+		if checksum.Of(chunk.GetData()) != chunk.GetCrc() {
 			return fmt.Errorf("%w: snapshot chunk with a wrong checksum", ErrInvalid)
 		}
 		if err := builder.Add(chunk.GetData()); err != nil {

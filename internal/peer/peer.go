@@ -14,6 +14,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/grpc"
 
+	"example.com/raftkv/internal/checksum"
 	"example.com/raftkv/internal/roster"
 	kvpb "example.com/raftkv/proto/raftkv/v1"
 )
@@ -164,11 +165,16 @@ func (l *Link) stream(parent context.Context) (worked bool, err error) {
 func (l *Link) greet(s grpc.BidiStreamingClient[kvpb.MessagesRequest, kvpb.MessagesResponse], cancel func()) error {
 	timer := time.AfterFunc(helloTimeout, cancel)
 	defer timer.Stop()
-	if err := s.Send(&kvpb.MessagesRequest{Hello: l.hello}); err != nil && !errors.Is(err, io.EOF) {
+	hello := &kvpb.MessagesRequest{Hello: l.hello}
+	checksum.Seal(hello)
+	if err := s.Send(hello); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	} // on io.EOF, Recv tells why
 	resp, err := s.Recv()
 	if err != nil {
+		return err
+	}
+	if err := checksum.Check(resp); err != nil {
 		return err
 	}
 	if id := resp.GetIdentity(); id.GetRaftId() != l.member.RaftID || string(id.GetNonce()) != l.member.Nonce {
@@ -197,6 +203,7 @@ func (l *Link) send(ctx context.Context, s grpc.BidiStreamingClient[kvpb.Message
 				return
 			}
 		}
+		checksum.Seal(frame)
 		if s.Send(frame) != nil {
 			return // Recv tells why
 		}

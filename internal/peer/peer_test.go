@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"example.com/raftkv/internal/checksum"
 	"example.com/raftkv/internal/roster"
 	"example.com/raftkv/internal/simnet"
 	kvpb "example.com/raftkv/proto/raftkv/v1"
@@ -79,7 +80,9 @@ func (s *server) Messages(stream grpc.BidiStreamingServer[kvpb.MessagesRequest, 
 	if refusal != nil {
 		return refusal
 	}
-	if err := stream.Send(&kvpb.MessagesResponse{Identity: identity}); err != nil {
+	resp := &kvpb.MessagesResponse{Identity: identity}
+	checksum.Seal(resp)
+	if err := stream.Send(resp); err != nil {
 		return err
 	}
 	if identity.GetRaftId() != member.RaftID || string(identity.GetNonce()) != member.Nonce {
@@ -88,6 +91,9 @@ func (s *server) Messages(stream grpc.BidiStreamingServer[kvpb.MessagesRequest, 
 	for {
 		frame, err := stream.Recv()
 		if err != nil {
+			return err
+		}
+		if err := checksum.Check(frame); err != nil {
 			return err
 		}
 		s.mu.Lock()

@@ -216,7 +216,9 @@ func (x *Hello) GetToNonce() []byte {
 type HelloRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The asker's hello.
-	Hello         *Hello `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`
+	Hello *Hello `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`
+	// See package checksum.
+	Crc           uint32 `protobuf:"fixed32,2,opt,name=crc,proto3" json:"crc,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -258,6 +260,13 @@ func (x *HelloRequest) GetHello() *Hello {
 	return nil
 }
 
+func (x *HelloRequest) GetCrc() uint32 {
+	if x != nil {
+		return x.Crc
+	}
+	return 0
+}
+
 // HelloResponse answers it.
 type HelloResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -265,7 +274,9 @@ type HelloResponse struct {
 	Identity *Identity `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
 	// The newest incarnation that the answerer's cluster has of the asker's member
 	// ID; absent if the cluster has no such member or the answerer is blank.
-	Member        *RosterMember `protobuf:"bytes,2,opt,name=member,proto3" json:"member,omitempty"`
+	Member *RosterMember `protobuf:"bytes,2,opt,name=member,proto3" json:"member,omitempty"`
+	// See package checksum.
+	Crc           uint32 `protobuf:"fixed32,3,opt,name=crc,proto3" json:"crc,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -314,6 +325,13 @@ func (x *HelloResponse) GetMember() *RosterMember {
 	return nil
 }
 
+func (x *HelloResponse) GetCrc() uint32 {
+	if x != nil {
+		return x.Crc
+	}
+	return 0
+}
+
 // MessagesRequest is a hello or a frame.
 type MessagesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -324,7 +342,9 @@ type MessagesRequest struct {
 	// Batches that the receiver, as leader, shall propose.
 	Proposals [][]byte `protobuf:"bytes,3,rep,name=proposals,proto3" json:"proposals,omitempty"`
 	// Proposals of the receiver that the sender did not take.
-	Refusals      []*Refusal `protobuf:"bytes,4,rep,name=refusals,proto3" json:"refusals,omitempty"`
+	Refusals []*Refusal `protobuf:"bytes,4,rep,name=refusals,proto3" json:"refusals,omitempty"`
+	// Over all of these; see package checksum.
+	Crc           uint32 `protobuf:"fixed32,5,opt,name=crc,proto3" json:"crc,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -387,6 +407,13 @@ func (x *MessagesRequest) GetRefusals() []*Refusal {
 	return nil
 }
 
+func (x *MessagesRequest) GetCrc() uint32 {
+	if x != nil {
+		return x.Crc
+	}
+	return 0
+}
+
 // Refusal says that a forwarded batch was not proposed.
 type Refusal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -438,7 +465,9 @@ func (x *Refusal) GetFirstSequence() uint64 {
 type MessagesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Who answers.
-	Identity      *Identity `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	Identity *Identity `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	// See package checksum.
+	Crc           uint32 `protobuf:"fixed32,2,opt,name=crc,proto3" json:"crc,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -478,6 +507,13 @@ func (x *MessagesResponse) GetIdentity() *Identity {
 		return x.Identity
 	}
 	return nil
+}
+
+func (x *MessagesResponse) GetCrc() uint32 {
+	if x != nil {
+		return x.Crc
+	}
+	return 0
 }
 
 // SnapshotRequest is one part of a snapshot.
@@ -598,7 +634,9 @@ type SnapshotHeader struct {
 	// How many keys follow.
 	Keys uint64 `protobuf:"varint,5,opt,name=keys,proto3" json:"keys,omitempty"`
 	// How many bytes of keys and values follow: a limit for the receiver.
-	SizeBytes     uint64 `protobuf:"varint,6,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	SizeBytes uint64 `protobuf:"varint,6,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// See package checksum.
+	Crc           uint32 `protobuf:"fixed32,7,opt,name=crc,proto3" json:"crc,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -671,6 +709,13 @@ func (x *SnapshotHeader) GetKeys() uint64 {
 func (x *SnapshotHeader) GetSizeBytes() uint64 {
 	if x != nil {
 		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *SnapshotHeader) GetCrc() uint32 {
+	if x != nil {
+		return x.Crc
 	}
 	return 0
 }
@@ -828,7 +873,9 @@ type ForwardRequest struct {
 	//	*ForwardRequest_RemoveLearner
 	//	*ForwardRequest_ChangeMembership
 	//	*ForwardRequest_TransferLeadership
-	Change        isForwardRequest_Change `protobuf_oneof:"change"`
+	Change isForwardRequest_Change `protobuf_oneof:"change"`
+	// See package checksum.
+	Crc           uint32 `protobuf:"fixed32,7,opt,name=crc,proto3" json:"crc,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -920,6 +967,13 @@ func (x *ForwardRequest) GetTransferLeadership() *TransferLeadershipRequest {
 	return nil
 }
 
+func (x *ForwardRequest) GetCrc() uint32 {
+	if x != nil {
+		return x.Crc
+	}
+	return 0
+}
+
 type isForwardRequest_Change interface {
 	isForwardRequest_Change()
 }
@@ -956,7 +1010,9 @@ func (*ForwardRequest_TransferLeadership) isForwardRequest_Change() {}
 type ForwardResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The membership now in force.
-	Roster        *Roster `protobuf:"bytes,1,opt,name=roster,proto3" json:"roster,omitempty"`
+	Roster *Roster `protobuf:"bytes,1,opt,name=roster,proto3" json:"roster,omitempty"`
+	// See package checksum.
+	Crc           uint32 `protobuf:"fixed32,2,opt,name=crc,proto3" json:"crc,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -998,6 +1054,13 @@ func (x *ForwardResponse) GetRoster() *Roster {
 	return nil
 }
 
+func (x *ForwardResponse) GetCrc() uint32 {
+	if x != nil {
+		return x.Crc
+	}
+	return 0
+}
+
 // FoundRequest is a step of founding, sent by the coordinator.
 type FoundRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1006,7 +1069,9 @@ type FoundRequest struct {
 	// In the first request: the cluster that shall be.
 	Roster *Roster `protobuf:"bytes,2,opt,name=roster,proto3" json:"roster,omitempty"`
 	// In the second request: all have accepted; the cluster is founded.
-	Commit        bool `protobuf:"varint,3,opt,name=commit,proto3" json:"commit,omitempty"`
+	Commit bool `protobuf:"varint,3,opt,name=commit,proto3" json:"commit,omitempty"`
+	// See package checksum.
+	Crc           uint32 `protobuf:"fixed32,4,opt,name=crc,proto3" json:"crc,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1060,6 +1125,13 @@ func (x *FoundRequest) GetCommit() bool {
 		return x.Commit
 	}
 	return false
+}
+
+func (x *FoundRequest) GetCrc() uint32 {
+	if x != nil {
+		return x.Crc
+	}
+	return 0
 }
 
 // FoundResponse accepts one step.
@@ -1121,26 +1193,30 @@ const file_raftkv_v1_peer_proto_rawDesc = "" +
 	"\x05to_id\x18\x02 \x01(\x04R\x04toId\x12\x1c\n" +
 	"\n" +
 	"to_raft_id\x18\x03 \x01(\x06R\btoRaftId\x12\x19\n" +
-	"\bto_nonce\x18\x04 \x01(\fR\atoNonce\"6\n" +
+	"\bto_nonce\x18\x04 \x01(\fR\atoNonce\"H\n" +
 	"\fHelloRequest\x12&\n" +
-	"\x05hello\x18\x01 \x01(\v2\x10.raftkv.v1.HelloR\x05hello\"q\n" +
+	"\x05hello\x18\x01 \x01(\v2\x10.raftkv.v1.HelloR\x05hello\x12\x10\n" +
+	"\x03crc\x18\x02 \x01(\aR\x03crc\"\x83\x01\n" +
 	"\rHelloResponse\x12/\n" +
 	"\bidentity\x18\x01 \x01(\v2\x13.raftkv.v1.IdentityR\bidentity\x12/\n" +
-	"\x06member\x18\x02 \x01(\v2\x17.raftkv.v1.RosterMemberR\x06member\"\xa3\x01\n" +
+	"\x06member\x18\x02 \x01(\v2\x17.raftkv.v1.RosterMemberR\x06member\x12\x10\n" +
+	"\x03crc\x18\x03 \x01(\aR\x03crc\"\xb5\x01\n" +
 	"\x0fMessagesRequest\x12&\n" +
 	"\x05hello\x18\x01 \x01(\v2\x10.raftkv.v1.HelloR\x05hello\x12\x1a\n" +
 	"\bmessages\x18\x02 \x03(\fR\bmessages\x12\x1c\n" +
 	"\tproposals\x18\x03 \x03(\fR\tproposals\x12.\n" +
-	"\brefusals\x18\x04 \x03(\v2\x12.raftkv.v1.RefusalR\brefusals\"0\n" +
+	"\brefusals\x18\x04 \x03(\v2\x12.raftkv.v1.RefusalR\brefusals\x12\x10\n" +
+	"\x03crc\x18\x05 \x01(\aR\x03crc\"0\n" +
 	"\aRefusal\x12%\n" +
-	"\x0efirst_sequence\x18\x01 \x01(\x04R\rfirstSequence\"C\n" +
+	"\x0efirst_sequence\x18\x01 \x01(\x04R\rfirstSequence\"U\n" +
 	"\x10MessagesResponse\x12/\n" +
-	"\bidentity\x18\x01 \x01(\v2\x13.raftkv.v1.IdentityR\bidentity\"\xb8\x01\n" +
+	"\bidentity\x18\x01 \x01(\v2\x13.raftkv.v1.IdentityR\bidentity\x12\x10\n" +
+	"\x03crc\x18\x02 \x01(\aR\x03crc\"\xb8\x01\n" +
 	"\x0fSnapshotRequest\x123\n" +
 	"\x06header\x18\x01 \x01(\v2\x19.raftkv.v1.SnapshotHeaderH\x00R\x06header\x120\n" +
 	"\x05chunk\x18\x02 \x01(\v2\x18.raftkv.v1.SnapshotChunkH\x00R\x05chunk\x126\n" +
 	"\atrailer\x18\x03 \x01(\v2\x1a.raftkv.v1.SnapshotTrailerH\x00R\atrailerB\x06\n" +
-	"\x04part\"\xcc\x01\n" +
+	"\x04part\"\xde\x01\n" +
 	"\x0eSnapshotHeader\x12&\n" +
 	"\x05hello\x18\x01 \x01(\v2\x10.raftkv.v1.HelloR\x05hello\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\fR\amessage\x12)\n" +
@@ -1148,14 +1224,15 @@ const file_raftkv_v1_peer_proto_rawDesc = "" +
 	"\brevision\x18\x04 \x01(\x04R\brevision\x12\x12\n" +
 	"\x04keys\x18\x05 \x01(\x04R\x04keys\x12\x1d\n" +
 	"\n" +
-	"size_bytes\x18\x06 \x01(\x04R\tsizeBytes\"5\n" +
+	"size_bytes\x18\x06 \x01(\x04R\tsizeBytes\x12\x10\n" +
+	"\x03crc\x18\a \x01(\aR\x03crc\"5\n" +
 	"\rSnapshotChunk\x12\x10\n" +
 	"\x03crc\x18\x01 \x01(\aR\x03crc\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"0\n" +
 	"\x0fSnapshotTrailer\x12\x1d\n" +
 	"\n" +
 	"state_hash\x18\x01 \x01(\x06R\tstateHash\"\x12\n" +
-	"\x10SnapshotResponse\"\x96\x03\n" +
+	"\x10SnapshotResponse\"\xa8\x03\n" +
 	"\x0eForwardRequest\x12&\n" +
 	"\x05hello\x18\x01 \x01(\v2\x10.raftkv.v1.HelloR\x05hello\x12\x1b\n" +
 	"\tchange_id\x18\x02 \x01(\fR\bchangeId\x12?\n" +
@@ -1163,14 +1240,17 @@ const file_raftkv_v1_peer_proto_rawDesc = "" +
 	"addLearner\x12H\n" +
 	"\x0eremove_learner\x18\x04 \x01(\v2\x1f.raftkv.v1.RemoveLearnerRequestH\x00R\rremoveLearner\x12Q\n" +
 	"\x11change_membership\x18\x05 \x01(\v2\".raftkv.v1.ChangeMembershipRequestH\x00R\x10changeMembership\x12W\n" +
-	"\x13transfer_leadership\x18\x06 \x01(\v2$.raftkv.v1.TransferLeadershipRequestH\x00R\x12transferLeadershipB\b\n" +
-	"\x06change\"<\n" +
+	"\x13transfer_leadership\x18\x06 \x01(\v2$.raftkv.v1.TransferLeadershipRequestH\x00R\x12transferLeadership\x12\x10\n" +
+	"\x03crc\x18\a \x01(\aR\x03crcB\b\n" +
+	"\x06change\"N\n" +
 	"\x0fForwardResponse\x12)\n" +
-	"\x06roster\x18\x01 \x01(\v2\x11.raftkv.v1.RosterR\x06roster\"y\n" +
+	"\x06roster\x18\x01 \x01(\v2\x11.raftkv.v1.RosterR\x06roster\x12\x10\n" +
+	"\x03crc\x18\x02 \x01(\aR\x03crc\"\x8b\x01\n" +
 	"\fFoundRequest\x12&\n" +
 	"\x05hello\x18\x01 \x01(\v2\x10.raftkv.v1.HelloR\x05hello\x12)\n" +
 	"\x06roster\x18\x02 \x01(\v2\x11.raftkv.v1.RosterR\x06roster\x12\x16\n" +
-	"\x06commit\x18\x03 \x01(\bR\x06commit\"\x0f\n" +
+	"\x06commit\x18\x03 \x01(\bR\x06commit\x12\x10\n" +
+	"\x03crc\x18\x04 \x01(\aR\x03crc\"\x0f\n" +
 	"\rFoundResponse2\xdb\x02\n" +
 	"\vPeerService\x12:\n" +
 	"\x05Hello\x12\x17.raftkv.v1.HelloRequest\x1a\x18.raftkv.v1.HelloResponse\x12G\n" +

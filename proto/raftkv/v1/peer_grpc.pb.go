@@ -32,6 +32,9 @@ const (
 //
 // PeerService is how members talk to each other. It is internal: it may change
 // with every version of the protocol.
+//
+// What members say to each other carries a CRC-32C in fields named crc, because
+// TCP's checksum lets some flipped bits pass. Package checksum says over what.
 type PeerServiceClient interface {
 	// Hello tells who answers at an address.
 	Hello(ctx context.Context, in *HelloRequest, opts ...grpc.CallOption) (*HelloResponse, error)
@@ -119,6 +122,9 @@ type PeerService_FoundClient = grpc.BidiStreamingClient[FoundRequest, FoundRespo
 //
 // PeerService is how members talk to each other. It is internal: it may change
 // with every version of the protocol.
+//
+// What members say to each other carries a CRC-32C in fields named crc, because
+// TCP's checksum lets some flipped bits pass. Package checksum says over what.
 type PeerServiceServer interface {
 	// Hello tells who answers at an address.
 	Hello(context.Context, *HelloRequest) (*HelloResponse, error)

@@ -1,0 +1,125 @@
+package raftkv
+
+import (
+	"errors"
+	"testing"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"example.com/raftkv/internal/checksum"
+	"example.com/raftkv/internal/roster"
+	"example.com/raftkv/internal/wire"
+	kvpb "example.com/raftkv/proto/raftkv/v1"
+)
+
+// TestDamagedFrameIsCutOffAndCounted though it is one that raft would believe.
+func TestDamagedFrameIsCutOffAndCounted(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.found(3)
+		c.put(c.nodes[1], "k", "v")
+		c.wantSameState()
+		leader := c.leader()
+		to := c.but(leader)[0]
+		before := to.Status()
+		heartbeat := func(term uint64) []byte {
+			m := &pb.Message{Type: pb.MsgHeartbeat.Enum(), From: &leader.loop.raftID, To: &to.loop.raftID, Term: &term}
+			data, _ := proto.Marshal(m) // cannot fail
+			return data
+		}
+		frame := &kvpb.MessagesRequest{Messages: [][]byte{heartbeat(before.Term)}}
+		checksum.Seal(frame)
+		for term, want := range map[uint64]codes.Code{before.Term: codes.OK, before.Term ^ 4: codes.InvalidArgument} {
+			s, err := c.openAs(to, c.helloOf(leader, to))
+			if err != nil {
+				t.Fatal(err)
+			}
+			frame.Messages[0] = heartbeat(term)
+			if err := s.Send(frame); err != nil {
+				t.Fatal(err)
+			}
+			_ = s.CloseSend() // always nil
+			if _, err = s.Recv(); want == codes.InvalidArgument && status.Code(err) != want {
+				t.Errorf("term %d: the stream ends with %v, want %v", term, err, want)
+			}
+		}
+		after := to.Status()
+		if after.RefusedMessages != before.RefusedMessages+1 || after.Term != before.Term || after.Leader != before.Leader {
+			t.Errorf("status before %+v, after %+v", before, after)
+		}
+		c.wantSameState()
+	})
+}
+
+// TestDamagedHelloTellsNobodyThatItWasRemoved: with one bit of its raft ID
+// flipped a member is one that was there before.
+func TestDamagedHelloTellsNobodyThatItWasRemoved(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.found(3)
+		to, from := c.nodes[1], c.nodes[3]
+		damaged := func() *kvpb.Hello {
+			h := c.helloOf(from, to)
+			h.From.RaftId = roster.RaftID(3, 2) // was (3, 3)
+			return h
+		}
+		if _, err := c.openAs(to, damaged()); !errors.Is(told(err), ErrRemoved) {
+			t.Fatalf("such a member is told %v: the test tests nothing", err)
+		}
+		client := c.dialPeer(to)
+		for name, call := range map[string]func(h *kvpb.Hello) error{
+			"messages": func(h *kvpb.Hello) error {
+				s, err := client.Messages(c.ctx())
+				if err != nil {
+					return err
+				}
+				req := &kvpb.MessagesRequest{Hello: c.helloOf(from, to)}
+				checksum.Seal(req)
+				req.Hello = h
+				if err := s.Send(req); err != nil {
+					return err
+				}
+				_, err = s.Recv()
+				return err
+			},
+			"hello": func(h *kvpb.Hello) error {
+				_, err := client.Hello(c.ctx(), &kvpb.HelloRequest{Hello: h})
+				return err
+			},
+			"forward": func(h *kvpb.Hello) error {
+				_, err := client.Forward(c.ctx(), &kvpb.ForwardRequest{Hello: h, ChangeId: []byte(randomID())})
+				return err
+			},
+			"found": func(h *kvpb.Hello) error {
+				s, err := client.Found(c.ctx())
+				if err != nil {
+					return err
+				}
+				if err := s.Send(&kvpb.FoundRequest{Hello: h}); err != nil {
+					return err
+				}
+				_, err = s.Recv()
+				return err
+			},
+			"snapshot": func(h *kvpb.Hello) error {
+				return c.snapshotAs(to, &kvpb.SnapshotRequest{Part: &kvpb.SnapshotRequest_Header{Header: &kvpb.SnapshotHeader{Hello: h}}})
+			},
+		} {
+			before := to.Status().RefusedMessages
+			err := call(damaged())
+			if err == nil || errors.Is(told(err), ErrRemoved) || errors.Is(told(err), ErrMembershipRefused) {
+				t.Errorf("%s: a damaged hello is told %v", name, err)
+			}
+			if n := to.Status().RefusedMessages - before; n != 1 {
+				t.Errorf("%s: %d were counted as refused, want 1", name, n)
+			}
+		}
+	})
+}
+
+// told returns the error that a status stands for.
+func told(err error) error {
+	e, _ := wire.FromStatus(err) // another server's stays what it is
+	return e
+}
