@@ -3,6 +3,7 @@ package raftkv
 import (
 	"errors"
 	"testing"
+	"time"
 
 	pb "go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/grpc/codes"
@@ -10,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"example.com/raftkv/internal/checksum"
+	"example.com/raftkv/internal/peer"
 	"example.com/raftkv/internal/roster"
 	"example.com/raftkv/internal/wire"
 	kvpb "example.com/raftkv/proto/raftkv/v1"
@@ -122,4 +124,43 @@ func TestDamagedHelloTellsNobodyThatItWasRemoved(t *testing.T) {
 func told(err error) error {
 	e, _ := wire.FromStatus(err) // another server's stays what it is
 	return e
+}
+
+// TestSilentStreamIsCutOff: gRPC may hold back what comes for a frame that it
+// takes to be longer. The streams between members are never silent for so long.
+func TestSilentStreamIsCutOff(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.found(3)
+		leader := c.leader()
+		from, to := c.but(leader)[0], c.but(leader)[1] // which have nothing to say to each other
+		s, err := c.dialPeer(to).Messages(c.within(2 * peer.SilenceMax))
+		if err != nil {
+			t.Fatal(err)
+		}
+		hello := &kvpb.MessagesRequest{Hello: c.helloOf(from, to)}
+		checksum.Seal(hello)
+		if err := s.Send(hello); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if _, err := s.Recv(); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("a silent stream ends with %v, want InvalidArgument", err)
+		}
+		if took := time.Since(began); took != peer.SilenceMax {
+			t.Errorf("it ends after %v, want %v", took, peer.SilenceMax)
+		}
+		c.pause(10 * peer.SilenceMax)
+		for id, n := range c.nodes {
+			want := uint64(0)
+			if n == to {
+				want = 1
+			}
+			if got := n.Status().RefusedMessages; got != want {
+				t.Errorf("member %d has counted %d as refused, want %d", id, got, want)
+			}
+		}
+	})
 }

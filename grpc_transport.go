@@ -118,13 +118,16 @@ func (t *grpcTransport) connect(self *kvpb.Identity, members []roster.Member) {
 
 func (t *grpcTransport) link(m roster.Member) *link {
 	ctx, cancel := context.WithCancel(t.ctx)
-	conn, err := t.dial(m.Addr)
-	if err != nil {
-		panic(fmt.Sprintf("raftkv: BUG: %v", err)) // only the options can be wrong
+	dial := func() *grpc.ClientConn {
+		conn, err := t.dial(m.Addr)
+		if err != nil {
+			panic(fmt.Sprintf("raftkv: BUG: %v", err)) // only the options can be wrong
+		}
+		return conn
 	}
-	l := &link{peer.New(m, t.hello(m), conn, t), cancel}
+	l := &link{peer.New(m, t.hello(m), dial, t), cancel}
 	if !t.node.start(func() { l.Run(ctx) }) {
-		_ = conn.Close() // Run would have; the node is stopping
+		l.Close() // Run would have; the node is stopping
 	}
 	return l
 }
@@ -213,20 +216,40 @@ func (t *grpcTransport) Messages(s grpc.BidiStreamingServer[kvpb.MessagesRequest
 		t.refused(hello.GetHello(), err)
 		return t.node.status(err)
 	}
-	from := hello.GetHello().GetFrom().GetRaftId()
 	resp := &kvpb.MessagesResponse{Identity: self}
 	checksum.Seal(resp)
 	if err := s.Send(resp); err != nil {
 		return err
 	}
+	silence := time.NewTimer(peer.SilenceMax)
+	defer silence.Stop()
+	errc := make(chan error, 1)                                                 // the one send never blocks
+	go func() { errc <- t.frames(s, hello.GetHello(), self.RaftId, silence) }() // ends with the stream
+	select {
+	case err := <-errc:
+		return err
+	case <-silence.C:
+		err := fmt.Errorf("%w: nothing has come through for %v", ErrInvalid, peer.SilenceMax)
+		t.refused(hello.GetHello(), err)
+		return t.node.status(err)
+	}
+}
+
+// frames takes frames from a stream until it ends. The timer runs while it waits
+// for one.
+func (t *grpcTransport) frames(
+	s grpc.BidiStreamingServer[kvpb.MessagesRequest, kvpb.MessagesResponse], hello *kvpb.Hello, self uint64, silence *time.Timer,
+) error {
 	var cut atomic.Pointer[error] // why the loop wants the stream to end
 	for {
+		silence.Reset(peer.SilenceMax)
 		frame, err := s.Recv()
+		silence.Stop()
 		if err != nil {
 			return err
 		}
-		if err := t.take(s.Context(), from, self.RaftId, frame, &cut); err != nil {
-			t.refused(hello.GetHello(), err)
+		if err := t.take(s.Context(), hello.GetFrom().GetRaftId(), self, frame, &cut); err != nil {
+			t.refused(hello, err)
 			return t.node.status(err)
 		}
 	}

@@ -13,9 +13,11 @@ import (
 
 	pb "go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 
 	"example.com/raftkv/internal/checksum"
 	"example.com/raftkv/internal/roster"
+	"example.com/raftkv/internal/wire"
 	kvpb "example.com/raftkv/proto/raftkv/v1"
 )
 
@@ -23,6 +25,14 @@ const (
 	helloTimeout  = 5 * time.Second
 	retryDelayMin = 50 * time.Millisecond
 	retryDelayMax = time.Second // a member that comes back is found this soon
+	pingInterval  = 5 * time.Second
+
+	// SilenceMax is how long a receiver waits for the next frame of a stream, of
+	// which an idle one has several in that time. Damage to the length before a
+	// frame has gRPC take the following ones for part of it, while connection and
+	// stream look healthy; only silence tells. A frame of FrameBytesMax comes
+	// through in time at 35 KiB/s.
+	SilenceMax = 6 * pingInterval
 )
 
 // Events is told what happens to a link. Its methods return at once.
@@ -46,24 +56,28 @@ type Events interface {
 type Link struct {
 	member roster.Member
 	hello  *kvpb.Hello
-	conn   *grpc.ClientConn
+	dial   func() *grpc.ClientConn
+	conn   atomic.Pointer[grpc.ClientConn] // Run replaces it
 	events Events
 	queue  queue
 	up     atomic.Bool   // the other side has accepted the present stream
 	nudgec chan struct{} // Nudge sends, Run takes; capacity 1: one covers others
 }
 
-// New returns a link that Run will serve. It owns the connection from now on.
-func New(member roster.Member, hello *kvpb.Hello, conn *grpc.ClientConn, events Events) *Link {
-	return &Link{member: member, hello: hello, conn: conn, events: events,
+// New returns a link that Run will serve. It owns the connections that dial
+// returns, the first of which it asks for now.
+func New(member roster.Member, hello *kvpb.Hello, dial func() *grpc.ClientConn, events Events) *Link {
+	l := &Link{member: member, hello: hello, dial: dial, events: events,
 		queue: queue{wakec: make(chan struct{}, 1)}, nudgec: make(chan struct{}, 1)}
+	l.conn.Store(dial())
+	return l
 }
 
 // Member returns whom the link leads to.
 func (l *Link) Member() roster.Member { return l.member }
 
 // Client returns a client for calls to the same member.
-func (l *Link) Client() kvpb.PeerServiceClient { return kvpb.NewPeerServiceClient(l.conn) }
+func (l *Link) Client() kvpb.PeerServiceClient { return kvpb.NewPeerServiceClient(l.conn.Load()) }
 
 // Send queues a raft message.
 func (l *Link) Send(m *pb.Message) { l.overflow(l.queue.addMessage(m)) }
@@ -86,7 +100,7 @@ func (l *Link) overflow(first bool) {
 
 // Run sends until the context ends, then closes the connection.
 func (l *Link) Run(ctx context.Context) {
-	defer l.conn.Close() // nothing more to do about an error
+	defer l.Close()
 	delay := retryDelayMin
 	for ctx.Err() == nil {
 		worked, err := l.stream(ctx)
@@ -98,10 +112,26 @@ func (l *Link) Run(ctx context.Context) {
 		}
 		if worked {
 			delay = retryDelayMin
+		} else {
+			l.doubt(err)
 		}
 		l.pause(ctx, delay/2+rand.N(delay/2)) // jitter: not all members at once
 		delay = min(2*delay, retryDelayMax)
 	}
+}
+
+// Close closes the connection, for a link that is not run.
+func (l *Link) Close() { _ = l.conn.Load().Close() } // nothing more to do about an error
+
+// doubt replaces the connection if a stream could not be opened on it for a
+// reason that neither the other side has given nor the network. Both ends of a
+// connection keep state that damage may have put out of step for good, and each
+// new stream on it fails: the compression of headers, and windows.
+func (l *Link) doubt(err error) {
+	if _, ours := wire.FromStatus(err); ours || l.conn.Load().GetState() != connectivity.Ready {
+		return
+	}
+	_ = l.conn.Swap(l.dial()).Close() // nothing more to do about an error
 }
 
 // pause waits before the next try; after the shortest delay a nudge ends it.
@@ -116,7 +146,7 @@ func (l *Link) pause(ctx context.Context, d time.Duration) {
 	timer.Reset(max(d-retryDelayMin, 0))
 	select {
 	case <-l.nudgec:
-		l.conn.ResetConnectBackoff()
+		l.conn.Load().ResetConnectBackoff()
 	case <-timer.C:
 	case <-ctx.Done():
 	}
@@ -189,6 +219,8 @@ func (l *Link) greet(s grpc.BidiStreamingClient[kvpb.MessagesRequest, kvpb.Messa
 
 // send sends what is queued until the stream breaks.
 func (l *Link) send(ctx context.Context, s grpc.BidiStreamingClient[kvpb.MessagesRequest, kvpb.MessagesResponse]) {
+	ticker := time.NewTicker(pingInterval)
+	defer ticker.Stop()
 	for {
 		frame, err := l.queue.take()
 		if err != nil {
@@ -198,6 +230,9 @@ func (l *Link) send(ctx context.Context, s grpc.BidiStreamingClient[kvpb.Message
 		if frame == nil {
 			select {
 			case <-l.queue.wakec:
+				continue
+			case <-ticker.C:
+				l.Ping()
 				continue
 			case <-ctx.Done():
 				return

@@ -171,16 +171,19 @@ func linked(t *testing.T, f func(t *testing.T, n *simnet.Network, l *Link, r *re
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		n := simnet.New()
-		conn, err := grpc.NewClient("passthrough:///"+member.Addr,
-			grpc.WithContextDialer(n.Dialer("client")), grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithConnectParams(grpc.ConnectParams{
-				Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1, MaxDelay: 10 * time.Millisecond}, MinConnectTimeout: time.Second,
-			}))
-		if err != nil {
-			t.Fatal(err)
+		dial := func() *grpc.ClientConn {
+			conn, err := grpc.NewClient("passthrough:///"+member.Addr,
+				grpc.WithContextDialer(n.Dialer("client")), grpc.WithTransportCredentials(insecure.NewCredentials()),
+				grpc.WithConnectParams(grpc.ConnectParams{
+					Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1, MaxDelay: 10 * time.Millisecond}, MinConnectTimeout: time.Second,
+				}))
+			if err != nil {
+				panic(err) // only the options can be wrong
+			}
+			return conn
 		}
 		r := &recorder{t: t}
-		f(t, n, New(member, hello, conn, r), r)
+		f(t, n, New(member, hello, dial, r), r)
 	})
 }
 
