@@ -17,6 +17,7 @@ import (
 type tally struct {
 	c                     *cluster
 	pause                 time.Duration // between the writes of one caller
+	patience              time.Duration // of a caller with one write
 	slowest               atomic.Int64  // of the acknowledged writes, a time.Duration
 	acknowledged, unknown atomic.Uint64
 	added, addedPerhaps   atomic.Uint64 // increments of the counter
@@ -25,7 +26,7 @@ type tally struct {
 }
 
 func newTally(c *cluster) *tally {
-	y := &tally{c: c, pause: time.Millisecond}
+	y := &tally{c: c, pause: time.Millisecond, patience: 30 * time.Second}
 	if raceEnabled {
 		y.pause = 20 * time.Millisecond
 	}
@@ -56,7 +57,7 @@ func (y *tally) writeUntilStopped(n *Node, callers int) {
 // write writes a key on condition and reports whether its caller shall go on.
 func (y *tally) write(n *Node, key, value string, revision uint64) bool {
 	begin := time.Now()
-	_, err := n.Put(y.c.ctx(), key, []byte(value), IfRevision(revision))
+	_, err := n.Put(y.c.within(y.patience), key, []byte(value), IfRevision(revision))
 	switch {
 	case err == nil:
 		for took, old := int64(time.Since(begin)), y.slowest.Load(); took > old && !y.slowest.CompareAndSwap(old, took); {
@@ -77,7 +78,7 @@ func (y *tally) write(n *Node, key, value string, revision uint64) bool {
 // increment adds one to the counter.
 func (y *tally) increment(n *Node) bool {
 	for {
-		kv, err := n.Get(y.c.ctx(), "counter")
+		kv, err := n.Get(y.c.within(y.patience), "counter")
 		if errors.Is(err, ErrClosed) {
 			return false
 		}
@@ -88,7 +89,7 @@ func (y *tally) increment(n *Node) bool {
 			return false
 		}
 		old, _ := strconv.Atoi(string(kv.Value)) // 0 if there is none
-		_, err = n.Put(y.c.ctx(), "counter", []byte(strconv.Itoa(old+1)), IfRevision(kv.Revision))
+		_, err = n.Put(y.c.within(y.patience), "counter", []byte(strconv.Itoa(old+1)), IfRevision(kv.Revision))
 		switch {
 		case err == nil:
 			y.acknowledged.Add(1)
