@@ -439,3 +439,23 @@ func TestFromProtoRefusesBrokenInvariants(t *testing.T) {
 		t.Error("no roster at all was taken")
 	}
 }
+
+// A stranger may send a roster before anybody asks who he is.
+func TestFromProtoIsSoonDoneWithAnEndlessConfiguration(t *testing.T) {
+	p, conf := three().Proto(), proto.Clone(three().Conf).(*pb.ConfState)
+	for range 100_000 {
+		conf.Voters = append(conf.Voters, conf.Voters[0])
+	}
+	var err error
+	if p.ConfState, err = proto.Marshal(conf); err != nil {
+		t.Fatal(err)
+	}
+	allocs := testing.AllocsPerRun(1, func() {
+		if _, err := FromProto(p); err == nil || len(err.Error()) > 1000 {
+			t.Fatal("no error, or one with all of the configuration")
+		}
+	})
+	if allocs > 100 {
+		t.Errorf("got %v allocations for a refused roster, want few", allocs)
+	}
+}
