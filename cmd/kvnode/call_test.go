@@ -151,6 +151,14 @@ func lostAfter() *fake {
 	return f
 }
 
+// An endpoint is dialed as it is: in a URL the zone would be half an escape.
+func TestEndpointMayHaveZone(t *testing.T) {
+	_, err := connect(t.Context(), "[fe80::1%zone]:21001", connectTimeoutMax)
+	if err == nil || strings.Contains(err.Error(), "invalid URL") {
+		t.Errorf("connect gives %v; want an error of the network", err)
+	}
+}
+
 func TestWriteThatWasSentIsNotSentAgain(t *testing.T) {
 	second := holding("v")
 	lost := lostAfter().start(t)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -44,7 +45,9 @@ type link struct {
 // call which is started afterwards was either sent or never will be.
 func connect(ctx context.Context, addr string, timeout time.Duration) (*link, error) {
 	l := &link{addr: addr}
-	conn, err := grpc.NewClient("passthrough:///"+addr,
+	// Escaped, because the target is a URL: the zone of [fe80::1%eth0]:21001 is no
+	// escape in it.
+	conn, err := grpc.NewClient("passthrough:///"+url.PathEscape(addr),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(l.dial),
 		grpc.WithStatsHandler(sentHandler{l}),
