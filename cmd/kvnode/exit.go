@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 )
@@ -67,17 +68,19 @@ func report(stderr io.Writer, err error) int {
 }
 
 // oneLine joins lines, cobra's "Did you mean this?" block among them, and hides
-// control characters: part of a text may come from the network.
+// what is not printable: part of a text may come from the network, and there are
+// more characters than the control characters of ASCII that move a cursor or
+// turn the direction of what follows.
 func oneLine(text string) string {
 	text, names, ok := strings.Cut(text, "\n\nDid you mean this?\n")
 	if ok {
 		text += "; did you mean " + strings.Join(strings.Fields(names), " or ") + "?"
 	}
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
+		if unicode.IsPrint(r) {
+			return r
 		}
-		return r
+		return ' '
 	}, strings.TrimSpace(text))
 }
 

@@ -75,7 +75,7 @@ func statusText(addr string, st *raftkvv1.StatusResponse) (string, error) {
 		return b.String(), nil
 	}
 	m := st.GetMembership()
-	fmt.Fprintf(&b, "cluster   %s\n", st.GetClusterId())
+	fmt.Fprintf(&b, "cluster   %s\n", oneLine(st.GetClusterId()))
 	fmt.Fprintf(&b, "asked     member %d at %s: %s%s\n", st.GetId(), addr, roleName(st.GetRole()), leaderText(st))
 	fmt.Fprintf(&b, "log       term %d, commit %d, applied %d\n", st.GetTerm(), st.GetCommit(), st.GetApplied())
 	fmt.Fprintf(&b, "state     revision %d, hash %s at index %d\n", st.GetRevision(), hashText(st), st.GetApplied())
@@ -89,7 +89,7 @@ func statusText(addr string, st *raftkvv1.StatusResponse) (string, error) {
 func memberTable(st *raftkvv1.StatusResponse) (string, error) {
 	longest := 0
 	for _, m := range st.GetMembership().GetMembers() {
-		longest = max(longest, utf8.RuneCountInString(m.GetAddr()))
+		longest = max(longest, utf8.RuneCountInString(oneLine(m.GetAddr())))
 	}
 	var b bytes.Buffer
 	if err := writeTable(&b, memberRows(st, longest)); err != nil {
@@ -120,7 +120,7 @@ func leaderText(st *raftkvv1.StatusResponse) string {
 	}
 	for _, m := range st.GetMembership().GetMembers() {
 		if m.GetId() == st.GetLeader() {
-			return fmt.Sprintf(", member %d at %s leads", m.GetId(), cut(m.GetAddr(), addrWidthMax))
+			return fmt.Sprintf(", member %d at %s leads", m.GetId(), cut(oneLine(m.GetAddr()), addrWidthMax))
 		}
 	}
 	return fmt.Sprintf(", member %d leads", st.GetLeader())
@@ -153,7 +153,7 @@ func memberRows(st *raftkvv1.StatusResponse, addrWidth int) []string {
 			match, lag, state, seen = grouped(p.GetMatch()), grouped(p.GetLag()), p.GetState(), seenText(p)
 		}
 		rows = append(rows, fmt.Sprintf("%d\t%s\t%s\t%s\t%s\t%s\t%s",
-			m.GetId(), cut(oneLine(m.GetAddr()), addrWidth), memberRole(st, m), match, lag, cut(state, 12), seen))
+			m.GetId(), cut(oneLine(m.GetAddr()), addrWidth), memberRole(st, m), match, lag, cut(oneLine(state), 12), seen))
 	}
 	return rows
 }
