@@ -188,9 +188,12 @@ func TestRaftAloneDies(t *testing.T) {
 	})
 }
 
+// elapseTicks is two election timeouts, for the longest that raft may draw.
+const elapseTicks = 40
+
 // elapse lets two election timeouts pass, with all others silent.
 func (n *node) elapse() {
-	for range 40 {
+	for range elapseTicks {
 		n.rn.Tick()
 		n.drain()
 	}

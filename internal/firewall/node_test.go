@@ -25,6 +25,8 @@ type node struct {
 	reads   Reads
 	answers map[string]uint64 // answered read requests
 	out     []*pb.Message
+
+	committed map[uint64]uint64 // the terms of the entries that were committed here
 }
 
 // storage makes snapshots on demand, at the index that is applied.
@@ -51,7 +53,7 @@ func snapshotAt(index, term uint64, conf *pb.ConfState) *pb.Snapshot {
 // newNode starts a founding member, or a blank joiner if the roster has none.
 func newNode(t testing.TB, id uint64, ros *roster.Roster) *node {
 	t.Helper()
-	n := &node{id: id, ms: raft.NewMemoryStorage(), ros: ros, answers: map[string]uint64{}}
+	n := &node{id: id, ms: raft.NewMemoryStorage(), ros: ros, answers: map[string]uint64{}, committed: map[uint64]uint64{}}
 	if len(ros.Members) > 0 {
 		n.applied = 1
 		if err := n.ms.ApplySnapshot(snapshotAt(1, 1, ros.Conf)); err != nil {
@@ -125,7 +127,11 @@ func rosterOf(old *roster.Roster, conf *pb.ConfState, index uint64) *roster.Rost
 }
 
 func (n *node) apply(e *pb.Entry) {
+	if e.GetIndex() != n.applied+1 {
+		panic(fmt.Sprintf("entry %d is committed after %d", e.GetIndex(), n.applied))
+	}
 	n.applied = e.GetIndex()
+	n.committed[e.GetIndex()] = e.GetTerm()
 	if e.GetType() != pb.EntryConfChangeV2 {
 		return
 	}
@@ -136,7 +142,9 @@ func (n *node) apply(e *pb.Entry) {
 		return // refused: raft must not hear of it
 	}
 	n.ros = next
-	n.rn.ApplyConfChange(cc)
+	if conf := n.rn.ApplyConfChange(cc); !roster.SameConf(conf, next.Conf) {
+		panic(fmt.Sprintf("raft has configuration %v, the roster %v", conf, next.Conf))
+	}
 }
 
 // view is how the loop would build it, from what is saved.
