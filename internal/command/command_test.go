@@ -310,39 +310,6 @@ func TestAppendPanicsOnAnUnknownOperation(t *testing.T) {
 	(&Command{Key: []byte("k")}).Append(nil)
 }
 
-// What Parse accepts, the generated code understands in the same way.
-func FuzzParse(f *testing.F) {
-	for _, c := range refusals() {
-		if len(c.data) < 1000 {
-			f.Add(c.data)
-		}
-	}
-	rng := rand.New(rand.NewPCG(2, 2))
-	for range 10 {
-		f.Add(encode(Header{Origin: 1, First: 2, AnsweredTo: 1}, randomCommand(rng), randomCommand(rng)))
-	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		b, err := Parse(data)
-		if err != nil {
-			if !errors.Is(err, ErrVersion) && !errors.Is(err, ErrMalformed) {
-				t.Fatalf("an error of another kind: %v", err)
-			}
-			return
-		}
-		var p kvpb.Batch
-		if err := proto.Unmarshal(data, &p); err != nil {
-			t.Fatalf("the generated code refuses it: %v", err)
-		}
-		h, want := fromProto(&p)
-		checkSame(t, b, h, want)
-		again, err := Parse(encode(h, want...))
-		if err != nil {
-			t.Fatalf("encoded again: %v", err)
-		}
-		checkSame(t, again, h, want)
-	})
-}
-
 func BenchmarkParse(b *testing.B) {
 	for _, n := range []int{1, 100, BatchCommandsMax} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
