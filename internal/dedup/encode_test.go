@@ -191,37 +191,3 @@ func TestTheTableAtItsLimitsLoads(t *testing.T) {
 		t.Errorf("%d results, %v, want %d and no error", table.Len(), err, 2*Window)
 	}
 }
-
-// What Load accepts is a table that holds the invariants and that survives
-// another round.
-func FuzzLoad(f *testing.F) {
-	for _, parts := range refusals(f) {
-		if len(parts) <= 2 && len(parts[0]) < 1000 {
-			f.Add(parts[0], parts[len(parts)-1])
-		}
-	}
-	table, m := New(), model{}
-	m.retain(1, 2)
-	table.Retain([]uint64{1, 2})
-	table.Advance(2, 3)
-	for _, seq := range []uint64{5, 6, 9} {
-		table.Record(2, seq, Result{Revision: seq})
-	}
-	parts := slices.Collect(table.Parts(60))
-	for i := range parts[1:] {
-		f.Add(parts[i], parts[i+1])
-	}
-	f.Fuzz(func(t *testing.T, a, b []byte) {
-		table, err := load(a, b)
-		if err != nil {
-			return
-		}
-		if err := table.check(); err != nil {
-			t.Fatal(err)
-		}
-		again, err := load(slices.Collect(table.Parts(100))...)
-		if err != nil || again.Hash() != table.Hash() || again.Len() != table.Len() {
-			t.Fatalf("loaded again: %v", err)
-		}
-	})
-}
