@@ -320,38 +320,6 @@ func TestStateHashDependsOnEachPart(t *testing.T) {
 	}
 }
 
-// What a Builder accepts is a state within its bounds that survives another
-// round.
-func FuzzAdd(f *testing.F) {
-	for _, p := range refusals(f) {
-		if len(p) < 1000 {
-			f.Add(p)
-		}
-	}
-	k, table := randomState(8, 5, 5)
-	for p := range Parts(k.Freeze(), table, 100) {
-		f.Add(p)
-	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		b := NewBuilder(10, 1000)
-		if err := b.Add(data); err != nil {
-			if !errors.Is(err, ErrMalformed) {
-				t.Fatalf("an error of another kind: %v", err)
-			}
-			return
-		}
-		k, table := b.keys, b.table // Finish refuses most, as keys are missing
-		if k.Len() > 10 || k.DataBytes() > 1000 {
-			t.Fatalf("%d keys of %d bytes, more than declared", k.Len(), k.DataBytes())
-		}
-		parts := slices.Collect(Parts(k.Freeze(), table, 50))
-		k2, table2, err := build(k.Len(), k.DataBytes(), parts...)
-		if err != nil || hashOf(k2, table2) != hashOf(k, table) {
-			t.Fatalf("another round: %v", err)
-		}
-	})
-}
-
 func BenchmarkParts(b *testing.B) {
 	k, table := randomState(9, 50_000, 1000)
 	view := k.Freeze()
