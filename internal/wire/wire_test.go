@@ -15,7 +15,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"example.com/raftkv/internal/fault"
@@ -239,20 +238,4 @@ func TestRedundantPrefixesGo(t *testing.T) {
 	if got, want := status.Convert(ToStatus(err, 0, "")).Message(), "put: forward: overloaded"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
-}
-
-func FuzzFromStatus(f *testing.F) {
-	f.Add("type.googleapis.com/raftkv.v1.ErrorDetail", []byte{8, 99, 16, 1, 34, 1, 'a'}, uint32(4))
-	f.Add("type.googleapis.com/raftkv.v1.ErrorDetail", []byte{0xff}, uint32(0))
-	f.Add("raftkv.v1.ErrorDetail", []byte{}, uint32(99))
-	f.Add("", []byte("x"), uint32(14))
-	f.Fuzz(func(t *testing.T, url string, value []byte, code uint32) {
-		p := status.New(codes.Code(code), "m").Proto()
-		p.Details = []*anypb.Any{nil, {TypeUrl: url, Value: value}}
-		err := status.ErrorProto(p)
-		got, ok := FromStatus(err)
-		if !ok && got != err {
-			t.Errorf("got %v, want %v itself", got, err)
-		}
-	})
 }
