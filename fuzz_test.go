@@ -114,6 +114,18 @@ func (tg *target) check() {
 	if len(tg.links.guests) > roster.MembersMax {
 		tg.t.Fatalf("%d guests", len(tg.links.guests))
 	}
+	for _, m := range tg.net.members {
+		if m.RaftID == tg.raftID {
+			tg.t.Fatalf("linked with itself at %s", m.Addr)
+		}
+		conn, err := tg.node.transport.dial(m.Addr)
+		if err != nil {
+			tg.t.Fatal(err) // link panics then
+		}
+		if err := conn.Close(); err != nil {
+			tg.t.Fatal(err)
+		}
+	}
 }
 
 func marshalled(f *testing.F, m proto.Message) []byte {
@@ -153,6 +165,7 @@ func hellos() []*kvpb.Hello {
 		func(h *kvpb.Hello) { h.ToRaftId = roster.RaftID(2, 1<<32-1) },
 		func(h *kvpb.Hello) { h.ToNonce = []byte("another process.") },
 		func(h *kvpb.Hello) { h.ToNonce = nil },
+		func(h *kvpb.Hello) { h.From.RaftId, h.From.Addr = roster.RaftID(1, 99), "%zz:1" },
 	} {
 		h := helloFrom(1, 1)
 		spoil(h)
@@ -356,7 +369,7 @@ func FuzzForwardRequest(f *testing.F) {
 		{ChangeId: id, Change: &kvpb.ForwardRequest_AddLearner{AddLearner: &kvpb.AddLearnerRequest{Id: 4, Addr: "%zz:1"}}},
 		{ChangeId: id, Change: &kvpb.ForwardRequest_RemoveLearner{RemoveLearner: &kvpb.RemoveLearnerRequest{Id: 4}}},
 		{ChangeId: id, Change: &kvpb.ForwardRequest_ChangeMembership{ChangeMembership: &kvpb.ChangeMembershipRequest{
-			Voters: []uint64{1, 2}, Retain: true, IfIndex: 3,
+			Voters: []uint64{2, 1, 1}, Retain: true, IfIndex: 3,
 		}}},
 		{ChangeId: id, Change: &kvpb.ForwardRequest_ChangeMembership{}},
 		{ChangeId: id, Change: &kvpb.ForwardRequest_TransferLeadership{TransferLeadership: &kvpb.TransferLeadershipRequest{To: 3}}},
@@ -376,6 +389,9 @@ func FuzzForwardRequest(f *testing.F) {
 				t.Fatalf("refused with %v, want %v", err, ErrInvalid)
 			}
 			return
+		}
+		if !slices.IsSorted(r.Voters) || len(slices.Compact(slices.Clone(r.Voters))) != len(r.Voters) {
+			t.Fatalf("voters %v are not ascending", r.Voters)
 		}
 		again, err := requestFromProto(requestProto(r))
 		if err != nil || !reflect.DeepEqual(again, r) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -74,7 +75,9 @@ func (t *grpcTransport) dial(addr string) (*grpc.ClientConn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", addr)
 		}
 	}
-	conn, err := grpc.NewClient("passthrough:///"+addr,
+	// Escaped, because the target is a URL, and not every address is part of one:
+	// the zone of [fe80::1%eth0]:21001 looks like half an escape.
+	conn, err := grpc.NewClient("passthrough:///"+url.PathEscape(addr),
 		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithContextDialer(dialer),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
@@ -209,15 +212,15 @@ func (t *grpcTransport) Messages(s grpc.BidiStreamingServer[kvpb.MessagesRequest
 		self = l.identity()
 		return err
 	})
+	resp := &kvpb.MessagesResponse{Identity: self}
+	checksum.Seal(resp)
 	if err != nil {
 		if errors.Is(err, ErrNotMember) {
-			_ = s.Send(&kvpb.MessagesResponse{Identity: self}) // so that it knows whom it has met; err is what counts
+			_ = s.Send(resp) // so that it knows whom it has met; err is what counts
 		}
 		t.refused(hello.GetHello(), err)
 		return t.node.status(err)
 	}
-	resp := &kvpb.MessagesResponse{Identity: self}
-	checksum.Seal(resp)
 	if err := s.Send(resp); err != nil {
 		return err
 	}

@@ -94,6 +94,9 @@ func (l *loop) welcome(h *kvpb.Hello) error {
 	if string(from.GetClusterId()) != l.roster.ClusterID {
 		return fmt.Errorf("%w: member %d belongs to another cluster", ErrMembershipRefused, l.cfg.ID)
 	}
+	if from.GetRaftId() == l.raftID {
+		return fmt.Errorf("%w: member %d under its own raft ID", ErrInvalid, l.cfg.ID)
+	}
 	if h.GetToRaftId() != l.raftID || string(h.GetToNonce()) != l.nonce {
 		return fmt.Errorf("%w: member %d is another process than the one expected", ErrNotMember, l.cfg.ID)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -196,7 +197,8 @@ func requestFromProto(req *kvpb.ForwardRequest) (*membership.Request, error) {
 	case *kvpb.ForwardRequest_RemoveLearner:
 		r.Kind, r.Target = membership.RemoveLearner, c.RemoveLearner.GetId()
 	case *kvpb.ForwardRequest_ChangeMembership:
-		r.Kind, r.Voters = membership.SetVoters, c.ChangeMembership.GetVoters()
+		r.Kind = membership.SetVoters
+		r.Voters = slices.Compact(slices.Sorted(slices.Values(c.ChangeMembership.GetVoters())))
 		r.Retain, r.IfIndex = c.ChangeMembership.GetRetain(), c.ChangeMembership.GetIfIndex()
 		if len(r.Voters) == 0 {
 			return nil, fmt.Errorf("%w: a cluster needs a voter", ErrInvalid)
