@@ -29,7 +29,10 @@ type fake struct {
 	remove func(context.Context, *raftkvv1.RemoveLearnerRequest) (*raftkvv1.RemoveLearnerResponse, error)
 	change func(context.Context, *raftkvv1.ChangeMembershipRequest) (*raftkvv1.ChangeMembershipResponse, error)
 	move   func(context.Context, *raftkvv1.TransferLeadershipRequest) (*raftkvv1.TransferLeadershipResponse, error)
+	rescue func(context.Context, *raftkvv1.RecoverRequest) (*raftkvv1.RecoverResponse, error)
 	status func() *raftkvv1.StatusResponse
+
+	refuse error // what Status answers instead
 
 	calls  atomic.Int64 // all but Status
 	server *grpc.Server
@@ -38,9 +41,15 @@ type fake struct {
 // start serves until the test ends and returns the address.
 func (f *fake) start(t *testing.T) string {
 	t.Helper()
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	return f.startAt(t, "127.0.0.1:0")
+}
+
+func (f *fake) startAt(t *testing.T, addr string) string {
+	t.Helper()
+	lis, err := net.Listen("tcp", addr)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err) // not Fatal: also called beside the test
+		return addr
 	}
 	f.server = grpc.NewServer(grpc.MaxRecvMsgSize(messageBytesMax))
 	raftkvv1.RegisterKVServiceServer(f.server, f)
@@ -95,8 +104,15 @@ func (f *fake) TransferLeadership(ctx context.Context, r *raftkvv1.TransferLeade
 	return answer(f, ctx, r, f.move)
 }
 
+func (f *fake) Recover(ctx context.Context, r *raftkvv1.RecoverRequest) (*raftkvv1.RecoverResponse, error) {
+	return answer(f, ctx, r, f.rescue)
+}
+
 // Status answers as a follower of member 1 unless the test says otherwise.
 func (f *fake) Status(context.Context, *raftkvv1.StatusRequest) (*raftkvv1.StatusResponse, error) {
+	if f.refuse != nil {
+		return nil, f.refuse
+	}
 	if f.status == nil {
 		return &raftkvv1.StatusResponse{ClusterId: "c", Id: 2, Leader: 1}, nil
 	}

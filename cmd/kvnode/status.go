@@ -15,16 +15,31 @@ import (
 )
 
 func newStatus() *cobra.Command {
-	c, watch := &client{}, false
+	c, watch, waitReady := &client{}, false, false
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show the cluster as one member sees it",
 		Long: `Shows the cluster as the first endpoint sees it that answers. Only the leader
 knows how far the others are. With --watch: again every second until interrupted,
-redrawn on a terminal, otherwise a line each.`,
+redrawn on a terminal, otherwise a line each.
+
+With --wait-ready: waits until the member at the one endpoint is ready, up to a
+minute or --timeout, and then shows it. Ready is a member that has caught up, knows
+a leader that answers and, if it has restarted, has its vote again; so whoever
+restarts all members waits for each before the next:
+  for id in 1 2 3; do
+    systemctl restart kvnode@$id
+    kvnode status --wait-ready --endpoints 127.0.0.1:2100$id || break
+  done
+It exits 4 if the time is over first, and 1 at once if a majority is lost.`,
 		Args: arguments(0, 0),
 		RunE: c.body(func(ctx context.Context, cmd *cobra.Command, args []string) error {
-			if watch {
+			switch {
+			case watch && waitReady:
+				return usageFailure("--watch and --wait-ready exclude each other")
+			case waitReady:
+				return c.statusWhenReady(ctx, cmd)
+			case watch:
 				return c.watch(ctx, cmd)
 			}
 			st, addr, err := c.status(ctx)
@@ -36,6 +51,7 @@ redrawn on a terminal, otherwise a line each.`,
 	}
 	c.register(cmd, defaultTimeout)
 	cmd.Flags().BoolVar(&watch, "watch", false, "again every second until interrupted")
+	cmd.Flags().BoolVar(&waitReady, "wait-ready", false, "first wait until the member is ready, a minute unless --timeout says otherwise")
 	return cmd
 }
 
@@ -77,9 +93,10 @@ func statusText(addr string, st *raftkvv1.StatusResponse) (string, error) {
 	m := st.GetMembership()
 	fmt.Fprintf(&b, "cluster   %s\n", oneLine(st.GetClusterId()))
 	fmt.Fprintf(&b, "asked     member %d at %s: %s%s\n", st.GetId(), addr, roleName(st.GetRole()), leaderText(st))
-	fmt.Fprintf(&b, "log       term %d, commit %d, applied %d\n", st.GetTerm(), st.GetCommit(), st.GetApplied())
+	fmt.Fprintf(&b, "ready     %s\n", readyText(st))
+	fmt.Fprintf(&b, "log       term %d, commit %d, last %d of term %d\n", st.GetTerm(), st.GetCommit(), st.GetLastIndex(), st.GetLastTerm())
 	fmt.Fprintf(&b, "state     revision %d, hash %s at index %d\n", st.GetRevision(), hashText(st), st.GetApplied())
-	fmt.Fprintf(&b, "members   index %d%s\n\n", m.GetIndex(), membershipNote(m))
+	fmt.Fprintf(&b, "members   index %d%s\n\n", m.GetIndex(), membershipNote(st))
 	table, err := memberTable(st)
 	return b.String() + table, err
 }
@@ -126,8 +143,20 @@ func leaderText(st *raftkvv1.StatusResponse) string {
 	return fmt.Sprintf(", member %d leads", st.GetLeader())
 }
 
+// readyText says what to do about the one thing that does not pass by itself.
+func readyText(st *raftkvv1.StatusResponse) string {
+	switch {
+	case st.GetReady():
+		return "yes"
+	case st.GetQuorumLost():
+		return "no: a majority of the voters is lost; stale reads go on; choose the best survivor with\n          " + recoverCommand(st)
+	}
+	return "no: it " + whyNotReady(st)
+}
+
 // membershipNote warns of what people overlook in a list of members.
-func membershipNote(m *raftkvv1.Membership) string {
+func membershipNote(st *raftkvv1.StatusResponse) string {
+	m := st.GetMembership()
 	if m.GetJoint() {
 		return ", a change is half-way"
 	}
@@ -137,8 +166,11 @@ func membershipNote(m *raftkvv1.Membership) string {
 			voters++
 		}
 	}
-	if voters == 2 {
+	switch {
+	case voters == 2:
 		return ", two voters: the loss of either stops the cluster"
+	case voters > 2 && st.SpareVoters != nil && st.GetSpareVoters() == 0:
+		return ", no voter can be spared: stop none before the others are back"
 	}
 	return ""
 }

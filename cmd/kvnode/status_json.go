@@ -16,6 +16,11 @@ type statusJSON struct {
 	Applied         uint64             `json:"applied"`
 	Revision        uint64             `json:"revision"`
 	StateHash       string             `json:"state_hash"` // a number would lose digits in many languages
+	Ready           bool               `json:"ready"`
+	QuorumLost      bool               `json:"quorum_lost"`
+	LastTerm        uint64             `json:"last_term"`
+	LastIndex       uint64             `json:"last_index"`
+	SpareVoters     *uint32            `json:"spare_voters,omitempty"` // only the leader knows
 	ClusterID       string             `json:"cluster_id"`
 	MembershipIndex uint64             `json:"membership_index"`
 	Joint           bool               `json:"joint"`
@@ -41,7 +46,8 @@ func newStatusJSON(st *raftkvv1.StatusResponse) statusJSON {
 	out := statusJSON{
 		ID: st.GetId(), Addr: st.GetAddr(), Role: roleName(st.GetRole()), Leader: st.GetLeader(),
 		Term: st.GetTerm(), Commit: st.GetCommit(), Applied: st.GetApplied(), Revision: st.GetRevision(),
-		StateHash: hashText(st), ClusterID: st.GetClusterId(),
+		StateHash: hashText(st), Ready: st.GetReady(), QuorumLost: st.GetQuorumLost(),
+		LastTerm: st.GetLastTerm(), LastIndex: st.GetLastIndex(), SpareVoters: st.SpareVoters, ClusterID: st.GetClusterId(),
 		MembershipIndex: m.GetIndex(), Joint: m.GetJoint(), Members: []memberStatusJSON{},
 		RefusedMessages: st.GetRefusedMessages(),
 	}

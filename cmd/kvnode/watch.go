@@ -67,9 +67,15 @@ func (c *client) watchLine(ctx context.Context, stdout, stderr io.Writer) error 
 	if c.json() {
 		return writeJSON(stdout, newStatusJSON(st))
 	}
-	return writeText(stdout, "%s %s id=%d role=%s leader=%d term=%d commit=%d applied=%d revision=%d members=%d\n",
+	spare := ""
+	if st.SpareVoters != nil {
+		spare = fmt.Sprintf(" spare_voters=%d", st.GetSpareVoters())
+	}
+	return writeText(stdout, "%s %s id=%d role=%s leader=%d term=%d commit=%d applied=%d revision=%d members=%d"+
+		" ready=%t quorum_lost=%t last_term=%d last_index=%d%s\n",
 		time.Now().Format(time.TimeOnly), addr, st.GetId(), roleName(st.GetRole()), st.GetLeader(), st.GetTerm(),
-		st.GetCommit(), st.GetApplied(), st.GetRevision(), len(st.GetMembership().GetMembers()))
+		st.GetCommit(), st.GetApplied(), st.GetRevision(), len(st.GetMembership().GetMembers()),
+		st.GetReady(), st.GetQuorumLost(), st.GetLastTerm(), st.GetLastIndex(), spare)
 }
 
 // isTerminal says whether a person is likely to look at w.
