@@ -43,6 +43,7 @@ const (
 	weightBlank
 	weightStopping
 	weightAnswered
+	weightLost
 )
 
 // do runs f against the first endpoint that can do it. An error that f returns

@@ -32,6 +32,7 @@ func TestEachReasonHasItsExitCode(t *testing.T) {
 		{raftkvv1.Reason_REASON_NOT_INITIALIZED, exitUnreachable, "kvnode init --endpoints"},
 		{raftkvv1.Reason_REASON_MEMBERSHIP_CHANGED, exitNotMet, "kvnode status --endpoints"},
 		{raftkvv1.Reason_REASON_QUORUM_AT_RISK, exitFailed, "missing voters"},
+		{raftkvv1.Reason_REASON_QUORUM_LOST, exitFailed, "kvnode recover --endpoints"},
 		{raftkvv1.Reason(999), exitFailed, "text"},
 	}
 	for _, tt := range tests {
@@ -125,6 +126,21 @@ func TestMostTellingErrorIsReported(t *testing.T) {
 		check(t, exitUnreachable, "", leaderless+": no leader")
 	kvnode(t, "", "get", "k", "--endpoints", refused+","+blank).check(t, exitUnreachable, "", blank+": not initialized")
 	kvnode(t, "", "get", "k", "--endpoints", refused).check(t, exitUnreachable, "", refused+" refused the connection; is a node running there?")
+}
+
+// After a recovery the other survivors of the old cluster still call it lost.
+func TestNextEndpointAnswersAfterLostMajority(t *testing.T) {
+	lost := refusing(raftkvv1.Reason_REASON_QUORUM_LOST, notDone, "a majority of the voters is lost").start(t)
+	kvnode(t, "", "put", "k", "v", "--endpoints", lost+","+holding("v").start(t)).check(t, exitDone, "7\n")
+	leaderless := refusing(raftkvv1.Reason_REASON_NO_LEADER, notDone, "no leader").start(t)
+	kvnode(t, "", "put", "k", "v", "--endpoints", leaderless+","+lost).
+		check(t, exitFailed, "", lost+": a majority of the voters is lost; not done; nothing works again before a person acts", "kvnode recover --endpoints "+lost)
+}
+
+func TestUnknownOutcomeOfLostMajorityNamesBoth(t *testing.T) {
+	addr := refusing(raftkvv1.Reason_REASON_QUORUM_LOST, unknown, "a majority of the voters is lost").start(t)
+	kvnode(t, "", "put", "k", "v", "--endpoints", addr).
+		check(t, exitFailed, "", "kvnode recover --endpoints "+addr, "outcome unknown", "get the key")
 }
 
 func TestUnreachableEndpointsAreNamed(t *testing.T) {

@@ -27,13 +27,14 @@ const exitCodesLong = `What kvnode exits with:
     0  Done. For serve also: stopped cleanly by SIGTERM, or removed from its
        cluster. For demo and status --watch also: interrupted while running.
     1  Failed. A write may have this code although it took effect or may yet;
-       the message then says "outcome unknown".
+       the message then says "outcome unknown". Also when a majority of the
+       voters is lost: see "kvnode help recover".
     2  Wrong usage: an unknown command or flag, or an argument that is not
-       allowed. Nothing was done.
+       allowed. Also recover without --yes. Nothing was done.
     3  Get: no such key. With --if-revision or --if-index: the condition was not
        met. Nothing was done.
     4  No leader, or no endpoint reachable. Nothing was done; trying again may
-       help.
+       help. For status --wait-ready: not ready in time.
     5  Denied.
   130  Interrupted. What had been sent may still take effect. For serve: stopped
        cleanly by SIGINT.`

@@ -27,12 +27,16 @@ type advice struct {
 	hint   string // %s is the endpoint
 }
 
+// recoverHint names one endpoint, but means all that are left.
+const recoverHint = "nothing works again before a person acts: kvnode recover --endpoints %s (and all other members)"
+
 var advices = map[raftkvv1.Reason]advice{
 	raftkvv1.Reason_REASON_INVALID:             {code: exitUsage},
 	raftkvv1.Reason_REASON_TOO_LARGE:           {code: exitFailed},
 	raftkvv1.Reason_REASON_OVERLOADED:          {code: exitFailed, hint: "not done: try again later, or delete keys if it is the state that is full"},
 	raftkvv1.Reason_REASON_REVISION_MISMATCH:   {code: exitNotMet, hint: "not done: get the key again and decide anew"},
 	raftkvv1.Reason_REASON_NO_LEADER:           {code: exitUnreachable, next: true, weight: weightAnswered, hint: "not done; look with: kvnode status --endpoints %s"},
+	raftkvv1.Reason_REASON_QUORUM_LOST:         {code: exitFailed, next: true, weight: weightLost, hint: "not done; " + recoverHint},
 	raftkvv1.Reason_REASON_CLOSED:              {code: exitUnreachable, next: true, weight: weightStopping, hint: "not done: try again, or ask another member (--endpoints)"},
 	raftkvv1.Reason_REASON_REMOVED:             {code: exitUnreachable, next: true, weight: weightStopping, hint: "not done: ask another member (--endpoints)"},
 	raftkvv1.Reason_REASON_NOT_INITIALIZED:     {code: exitUnreachable, next: true, weight: weightBlank, hint: "not done: found a cluster with kvnode init --endpoints %s, or add this member to one with kvnode add-learner"},
@@ -54,7 +58,7 @@ func explain(op operation, addr string, err error, c circumstances) problem {
 	case c.interrupted:
 		return interrupted(op, addr, c)
 	case detail.GetOutcome() == raftkvv1.Outcome_OUTCOME_UNKNOWN && op.write:
-		return outcomeUnknown(op, addr, message(op, st))
+		return outcomeUnknown(op, addr, message(op, st)+lostHint(addr, detail))
 	case detail.GetReason() != raftkvv1.Reason_REASON_UNSPECIFIED:
 		return advise(op, addr, st, detail)
 	}
@@ -63,6 +67,7 @@ func explain(op operation, addr string, err error, c circumstances) problem {
 
 // forPeople removes from a member's text what only programmers understand.
 var forPeople = strings.NewReplacer("raftkv: ", "",
+	"recover: membership change refused: ", "refused: ",
 	"; Init founds one, AddLearner on a member of another joins it", "",
 	": context deadline exceeded while", ": time ran out while", ": context canceled while", ": the call was cancelled while",
 	": context deadline exceeded", "", "context deadline exceeded", "the time was over",
@@ -90,6 +95,15 @@ func advise(op operation, addr string, st *status.Status, d *raftkvv1.ErrorDetai
 func outcomeUnknown(op operation, addr, why string) problem {
 	return problem{code: exitFailed, text: fmt.Sprintf(
 		"%s: %s; outcome unknown: it may have taken effect or may yet; %s", addr, why, op.look)}
+}
+
+// lostHint goes before what else there is to do: nothing can be looked up before
+// the cluster works again.
+func lostHint(addr string, d *raftkvv1.ErrorDetail) string {
+	if d.GetReason() != raftkvv1.Reason_REASON_QUORUM_LOST {
+		return ""
+	}
+	return "; " + strings.ReplaceAll(recoverHint, "%s", addr)
 }
 
 func interrupted(op operation, addr string, c circumstances) problem {

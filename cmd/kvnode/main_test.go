@@ -34,6 +34,10 @@ func TestWrongUsageIsOneLineAndExits2(t *testing.T) {
 		{[]string{"change-membership", "1", "b"}, "not a member ID"},
 		{[]string{"transfer-leader", "-1"}, "write -- before"},
 		{[]string{"status", "extra"}, "one argument too many"},
+		{[]string{"status", "--watch", "--wait-ready"}, "exclude each other"},
+		{[]string{"status", "--wait-ready", "--endpoints", "a:1,b:1"}, "wants one endpoint"},
+		{[]string{"recover", "--yes", "--endpoints", "a:1,b:1"}, "wants one endpoint"},
+		{[]string{"recover", "1"}, "one argument too many"},
 		{[]string{"help", "no-such"}, "no help for"},
 	}
 	for _, tt := range tests {

@@ -56,7 +56,7 @@ func newRoot() *cobra.Command {
 	add(root, groupRun, newServe(), newDemo())
 	add(root, groupKeys, newPut(), newGet(), newDelete(), newList())
 	add(root, groupCluster, newInit(), newAddLearner(), newRemoveLearner(),
-		newChangeMembership(), newTransferLeader(), newStatus())
+		newChangeMembership(), newTransferLeader(), newStatus(), newRecover())
 	add(root, "", newVersion(), newExitCodes())
 	root.SetHelpCommand(newHelp())
 	return root
