@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -93,4 +94,29 @@ func TestWaitReadySaysWhatItWaitsFor(t *testing.T) {
 	if !strings.Contains(r.stderr, "kvnode: status --wait-ready: still waiting (3.3s at most): "+addr+": member 3 is blank") {
 		t.Errorf("stderr is %q", r.stderr)
 	}
+}
+
+// A member that restarts is waited for, as a script that restarts all of them
+// does; nothing is lost and no call fails.
+func TestWaitReadyMakesRollingRestartsSafe(t *testing.T) {
+	p := startProcesses(t, 3)
+	p.on(1, "init")
+	p.join(1, 2, 3)
+	p.on(1, "put", "greeting", "hello")
+	for id := uint64(1); id <= 3; id++ {
+		log := p.stopCleanly(id)
+		if strings.Contains(log, "warning") {
+			t.Errorf("member %d, of three that run, has warned:\n%s", id, log)
+		}
+		p.start(id)
+		out := p.on(id, "status", "--wait-ready", "--timeout", "20s")
+		if !strings.Contains(out, "ready     yes") {
+			t.Errorf("status --wait-ready = %s", out)
+		}
+		p.on(id, "put", fmt.Sprintf("after %d", id), "yes")
+	}
+	for id := uint64(1); id <= 3; id++ {
+		p.want(id, "hello\n", "get", "greeting")
+	}
+	p.wantSameState()
 }

@@ -55,6 +55,7 @@ func (s *supervisor) announce(sv *serve, node *raftkv.Node, founding bool) {
 	case node.Status().ClusterID == "":
 		s.say("%s; it belongs to no cluster yet: found one with: kvnode init --endpoints %s", listens, sv.addr)
 		s.say("or add it to one: kvnode add-learner %d=%s --endpoints A-MEMBER-OF-IT", sv.id, sv.addr)
+		s.say("a member that has restarted needs neither: its cluster takes it up again")
 	default:
 		s.say("%s", listens)
 	}
@@ -82,7 +83,7 @@ func (s *supervisor) supervise(ctx context.Context, node *raftkv.Node, members [
 			initc = nil
 		case <-reminder.C:
 			if initc != nil {
-				s.say("still waiting for the others of --members: all must run, with the same list")
+				s.say("still waiting for the others of --members: all must run, with the same list; if a majority of them has restarted, see: kvnode help recover")
 			}
 		case sig := <-s.signalc:
 			return s.stop(node, sig == syscall.SIGINT)
@@ -130,14 +131,7 @@ func (s *supervisor) stop(node *raftkv.Node, interrupted bool) error {
 	// Not the command's context: that may have ended, which is why we are here.
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
-	stopped := make(chan error, 1) // so that the goroutine never waits for a reader
-	go func() { stopped <- node.Shutdown(ctx) }()
-	var err error
-	select {
-	case err = <-stopped:
-	case <-s.signalc:
-		err = errors.New("stopped at once")
-	}
+	err := s.shutdown(ctx, node)
 	_ = node.Close() // also after Shutdown, which may have run out of time
 	switch {
 	case interrupted:
@@ -147,6 +141,21 @@ func (s *supervisor) stop(node *raftkv.Node, interrupted bool) error {
 	}
 	s.say("stopped")
 	return nil
+}
+
+// shutdown returns early when a second signal comes.
+func (s *supervisor) shutdown(ctx context.Context, node *raftkv.Node) error {
+	cost := func(ctx context.Context) string { return costOfStopping(ctx, node.Status()) }
+	if !s.warn(ctx, cost) {
+		stopped := make(chan error, 1) // so that the goroutine never waits for a reader
+		go func() { stopped <- node.Shutdown(ctx) }()
+		select {
+		case err := <-stopped:
+			return err
+		case <-s.signalc:
+		}
+	}
+	return errors.New("stopped at once")
 }
 
 // libraryText is an error of the library without the prefix that says so.
