@@ -470,6 +470,46 @@ func ExampleNode_ChangeMembership() {
 	// member 4 is a voter
 }
 
+// Recover is a person's decision. Two of three members restart at once, so that
+// the third alone still has the data: it goes on as a new cluster.
+func ExampleNode_Recover() {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	nodes := found(ctx, 3)
+	defer closeAll(nodes)
+	survivor := nodes[0]
+	if _, err := survivor.Put(ctx, "greeting", []byte("hello")); err != nil {
+		log.Fatal(err)
+	}
+	closeAll(nodes[1:])
+	for i, old := range nodes[1:] {
+		n, err := raftkv.Start(raftkv.Config{ID: old.Status().ID, Addr: old.Status().Addr})
+		if err != nil {
+			log.Fatal(err)
+		}
+		nodes[i+1] = n
+	}
+	_, err := survivor.Get(ctx, "greeting")
+	fmt.Println("lost:", errors.Is(err, raftkv.ErrQuorumLost))
+
+	if _, err := survivor.Recover(ctx); err != nil { // not before it has the highest LastTerm and LastIndex
+		log.Fatal(err)
+	}
+	kv, err := survivor.Get(ctx, "greeting")
+	fmt.Printf("%s %v\n", kv.Value, err)
+	for _, n := range nodes[1:] {
+		if _, err := survivor.AddLearner(ctx, n.Status().ID, n.Status().Addr); err != nil {
+			log.Fatal(err)
+		}
+	}
+	m, err := survivor.ChangeMembership(ctx, []uint64{1, 2, 3})
+	fmt.Println(len(m.Members), "members", err)
+	// Output:
+	// lost: true
+	// hello <nil>
+	// 3 members <nil>
+}
+
 func ExampleNode_Status() {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
