@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -9,6 +10,9 @@ import (
 )
 
 const envPrefix = "KVNODE_"
+
+// commandLineOnly are flags without a variable.
+var commandLineOnly = []string{"help", "version", "yes"}
 
 // envName is the variable that stands for a flag.
 func envName(flag string) string {
@@ -18,12 +22,12 @@ func envName(flag string) string {
 // bindEnv sets each flag that the command line leaves out from its variable. A
 // flag that is given wins without a word, because a variable is often set for
 // other calls. An empty variable counts as none, because many tools cannot
-// unset one.
+// unset one. What a person must mean at that moment has no variable: --yes.
 func bindEnv(cmd *cobra.Command) error {
 	var failed error
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		value := os.Getenv(envName(f.Name))
-		if f.Changed || value == "" || failed != nil || f.Name == "help" || f.Name == "version" {
+		if f.Changed || value == "" || failed != nil || slices.Contains(commandLineOnly, f.Name) {
 			return
 		}
 		if err := cmd.Flags().Set(f.Name, value); err != nil {

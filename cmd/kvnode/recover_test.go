@@ -29,6 +29,7 @@ func blank(id uint64) *fake {
 }
 
 func TestRecoverWithoutYesShowsAndChangesNothing(t *testing.T) {
+	t.Setenv("KVNODE_YES", "true") // no variable may mean it in a person's place
 	long, late, empty := survivorOf(1, 6, 9999), survivorOf(2, 7, 1234), blank(3)
 	a, b, c := long.start(t), late.start(t), empty.start(t)
 	r := kvnode(t, "", "recover", "--endpoints", a+","+b+","+c)
