@@ -1,0 +1,417 @@
+package raftkv
+
+import (
+	"slices"
+	"time"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"example.com/raftkv/internal/roster"
+)
+
+// The faults of the simulator, and the budget that keeps them within what the
+// cluster promises to survive: at no time may a majority of the voters of either
+// half of a configuration in force have lost its memory.
+
+// A simFault is one that comes again and again.
+type simFault struct {
+	name  string
+	every time.Duration // about
+	do    func(w *world)
+}
+
+var allFaults = []simFault{
+	{"one-way cut", 10 * time.Second, func(w *world) { w.cutFor(w.aPath()) }},
+	{"two-way cut", 10 * time.Second, func(w *world) { a := w.aPath()[0]; w.cutFor([]*path{a, w.paths[a.to][a.from]}) }},
+	{"isolated member", 20 * time.Second, func(w *world) { w.isolate(w.somePlace(), true, true) }},
+	{"isolated leader", 15 * time.Second, func(w *world) { w.isolate(w.leaderPlace(), true, true) }},
+	{"deaf member", 20 * time.Second, func(w *world) { w.isolate(w.somePlace(), true, false) }},
+	{"mute member", 20 * time.Second, func(w *world) { w.isolate(w.somePlace(), false, true) }},
+	{"partition", 20 * time.Second, (*world).partition},
+	{"bridge", 30 * time.Second, (*world).bridge},
+	{"chain", 30 * time.Second, (*world).chain},
+	{"broken stream", 3 * time.Second, func(w *world) { a := w.aPath()[0]; w.breakStreams(a.from, a.to) }},
+	{"slow link", 10 * time.Second, (*world).slowLink},
+	{"paused member", 10 * time.Second, func(w *world) { w.pauseFor(w.at1(w.somePlace())) }},
+	{"paused leader", 8 * time.Second, func(w *world) { w.pauseFor(w.leader()) }},
+	{"crash", 10 * time.Second, func(w *world) { w.strike(w.at1(w.somePlace())) }},
+	{"crash of the leader", 15 * time.Second, func(w *world) { w.strike(w.leader()) }},
+	{"crash of a learner", 10 * time.Second, func(w *world) { w.strike(w.aLearner()) }},
+	{"quick restarts", 40 * time.Second, (*world).quickRestarts},
+	{"rolling restart", 60 * time.Second, (*world).rollingRestart},
+	{"slow applier", 15 * time.Second, (*world).slowApplier},
+	{"slow loop", 20 * time.Second, (*world).slowLoop},
+	{"clock skew", 30 * time.Second, func(w *world) { w.setClocks() }},
+	{"interrupted snapshot", 2 * time.Second, (*world).interruptSnapshot},
+	{"burst of writes", 10 * time.Second, (*world).burst},
+	{"operator", 4 * time.Second, func(w *world) { w.ops.act() }},
+}
+
+// nemesis injects faults until it is stopped.
+type nemesis struct {
+	w       *world
+	active  bool
+	rolling bool
+	hunted  map[uint64]bool // replacements that were hit
+}
+
+func (f *nemesis) begin() {
+	f.active = true
+	for _, k := range f.w.plan.faults {
+		f.w.after(f.w.about(k.every), func() { f.again(k) })
+	}
+}
+
+func (f *nemesis) again(k simFault) {
+	if !f.active {
+		return
+	}
+	f.w.note(0, k.name, 0, 0, 0)
+	f.w.count.faults[k.name]++
+	k.do(f.w)
+	f.w.after(f.w.about(k.every), func() { f.again(k) })
+}
+
+// strike hits a replacement at its present step: the newcomer or the leader.
+func (f *nemesis) strike(r *replacement) {
+	w := f.w
+	if !f.active || !w.chance(w.plan.targeted) {
+		return
+	}
+	w.after(w.between(0, 30*time.Millisecond), func() {
+		if !f.active {
+			return
+		}
+		p := w.leader()
+		if w.chance(0.6) {
+			m, _ := w.facts.newest.Lookup(r.raftID)
+			p = w.runs(m)
+		}
+		if w.strike(p) {
+			w.count.faults["targeted at a replacement"]++
+		}
+	})
+}
+
+// stop ends all faults and heals what they did.
+func (f *nemesis) stop() {
+	w := f.w
+	f.active = false
+	for _, row := range w.paths {
+		for _, p := range row {
+			p.cuts = 0
+			w.heal(p)
+			p.delay = w.plan.delay
+		}
+	}
+	w.plan.drop, w.plan.duplicate, w.plan.reorder = 0, 0, 0
+	for _, pl := range w.places {
+		pl.slow, pl.lag = 0, 0
+		if p := w.procs[pl.at]; p != nil {
+			p.resume()
+		} else {
+			w.restart(pl, 0)
+		}
+	}
+}
+
+func (w *world) somePlace() *place { return w.places[w.rnd.IntN(len(w.places))] }
+
+func (w *world) at1(pl *place) *process { return w.procs[pl.at] }
+
+func (w *world) leaderPlace() *place {
+	if p := w.leader(); p != nil {
+		return p.place
+	}
+	return w.somePlace()
+}
+
+// aLearner returns a process that is a member without a vote.
+func (w *world) aLearner() *process {
+	for _, i := range w.rnd.Perm(len(w.procs)) {
+		if p := w.procs[i]; p != nil && p.raftID() != 0 && !w.facts.newest.IsVoter(p.raftID()) {
+			return p
+		}
+	}
+	return nil
+}
+
+func (w *world) aPath() []*path {
+	for {
+		if p := w.paths[w.rnd.IntN(len(w.places))][w.rnd.IntN(len(w.places))]; p.from != p.to {
+			return []*path{p}
+		}
+	}
+}
+
+// aWhile is how long a fault lasts.
+func (w *world) aWhile() time.Duration {
+	switch r := w.rnd.Float64(); {
+	case r < 0.4:
+		return w.between(20*time.Millisecond, time.Second)
+	case r < 0.9:
+		return w.between(time.Second, 8*time.Second)
+	}
+	return w.between(8*time.Second, 30*time.Second)
+}
+
+// cutFor cuts paths for a while.
+func (w *world) cutFor(paths []*path) {
+	for _, p := range paths {
+		w.cut(p)
+	}
+	w.after(w.aWhile(), func() {
+		for _, p := range paths {
+			w.heal(p)
+		}
+	})
+}
+
+// cutBetween cuts all paths between places for which apart says so.
+func (w *world) cutBetween(apart func(a, b int) bool) {
+	var paths []*path
+	for a, row := range w.paths {
+		for b, p := range row {
+			if a != b && apart(a, b) {
+				paths = append(paths, p)
+			}
+		}
+	}
+	w.cutFor(paths)
+}
+
+func (w *world) isolate(pl *place, in, out bool) {
+	w.cutBetween(func(a, b int) bool { return in && b == pl.at || out && a == pl.at })
+}
+
+// partition splits the places in two.
+func (w *world) partition() {
+	order := w.rnd.Perm(len(w.places))
+	half := 1 + w.rnd.IntN(len(order)-1)
+	w.cutBetween(func(a, b int) bool { return order[a] < half != (order[b] < half) })
+}
+
+// bridge splits the places in two with one that both halves reach.
+func (w *world) bridge() {
+	order := w.rnd.Perm(len(w.places))
+	half := len(order) / 2
+	w.cutBetween(func(a, b int) bool {
+		return order[a] != half && order[b] != half && order[a] < half != (order[b] < half)
+	})
+}
+
+// chain lets each place reach only two others.
+func (w *world) chain() {
+	order := w.rnd.Perm(len(w.places))
+	w.cutBetween(func(a, b int) bool {
+		d := order[a] - order[b]
+		return d != 1 && d != -1
+	})
+}
+
+func (w *world) slowLink() {
+	p := w.aPath()[0]
+	p.delay = w.between(20*time.Millisecond, time.Second)
+	w.after(w.aWhile(), func() { p.delay = w.plan.delay })
+}
+
+func (w *world) pauseFor(p *process) {
+	if p == nil || p.paused {
+		return
+	}
+	p.pause()
+	w.after(w.aWhile(), p.resume)
+}
+
+func (w *world) slowApplier() {
+	pl := w.somePlace()
+	pl.slow = w.between(5*time.Millisecond, 3*time.Second)
+	w.after(w.aWhile(), func() { pl.slow = 0 })
+}
+
+func (w *world) slowLoop() {
+	pl := w.somePlace()
+	pl.lag = w.between(time.Millisecond, 200*time.Millisecond)
+	w.after(w.aWhile(), func() { pl.lag = 0 })
+}
+
+// setClocks gives every clock a rate of its own.
+func (w *world) setClocks() {
+	for _, pl := range w.places {
+		pl.rate = 1 + w.plan.skew*(2*w.rnd.Float64()-1)
+	}
+}
+
+func (w *world) interruptSnapshot() {
+	if n := len(w.nets.open); n > 0 {
+		w.nets.open[w.rnd.IntN(n)].interrupt()
+	}
+}
+
+// strike kills a process, if the budget allows it, and starts a blank one in its
+// place a little later. It reports whether it did.
+func (w *world) strike(p *process) bool {
+	if p == nil || !p.alive || !w.canLose(p) {
+		return false
+	}
+	w.count.faults["crashes"]++
+	p.crash(w.chance(0.2))
+	w.restart(p.place, w.between(0, 3*time.Second))
+	return true
+}
+
+func (w *world) restart(pl *place, d time.Duration) {
+	w.after(d, func() {
+		if w.procs[pl.at] == nil {
+			w.launch(pl)
+		}
+	})
+}
+
+// quickRestarts kills one member several times, each time before it has been
+// taken in again.
+func (w *world) quickRestarts() {
+	pl := w.somePlace()
+	at := w.now
+	for range 2 + w.rnd.IntN(4) {
+		w.at(at, func() {
+			if w.faults.active {
+				w.strike(w.procs[pl.at])
+			}
+		})
+		at += w.between(100*time.Millisecond, 4*time.Second)
+	}
+}
+
+// rollingRestart restarts all members, each when the one before votes again.
+func (w *world) rollingRestart() {
+	if w.faults.rolling {
+		return
+	}
+	w.faults.rolling = true
+	w.rollOn(w.rnd.Perm(len(w.places)), w.now+2*time.Minute)
+}
+
+func (w *world) rollOn(rest []int, until time.Duration) {
+	switch {
+	case !w.faults.active || w.now > until || len(rest) == 0:
+		w.faults.rolling = false
+		if len(rest) == 0 {
+			w.count.add("rolling restarts", 1)
+		}
+		return
+	case w.isWhole():
+		if w.strike(w.procs[rest[0]]) {
+			rest = rest[1:]
+		} else if p := w.procs[rest[0]]; p != nil && p.raftID() == 0 {
+			rest = rest[1:] // a spare
+		}
+	}
+	w.after(500*time.Millisecond, func() { w.rollOn(rest, until) })
+}
+
+// isWhole reports whether every member runs and none is being replaced.
+func (w *world) isWhole() bool {
+	r := w.facts.newest
+	return !r.IsJoint() && !r.IsReplacing() && !slices.ContainsFunc(r.Members, func(m roster.Member) bool { return w.runs(m) == nil })
+}
+
+// canLose reports whether the cluster must survive the loss of a process.
+func (w *world) canLose(p *process) bool {
+	if w.facts.newest == nil {
+		return true
+	}
+	for _, half := range w.halves() {
+		dead, hit := 0, false
+		for _, m := range half {
+			q := w.runs(m)
+			hit = hit || q == p
+			if q == nil || q == p {
+				dead++
+			}
+		}
+		if hit && dead > (len(half)-1)/2 {
+			return false
+		}
+	}
+	return true
+}
+
+// halves returns the sets of voters of which a majority must keep its memory:
+// those of the newest membership that was committed, of the one before as long
+// as a member has not heard of it, of all that are in a log, and of what the
+// operator has asked for.
+func (w *world) halves() (all [][]roster.Member) {
+	f := w.facts
+	all = appendHalves(all, f.newest)
+	stale := false
+	for _, p := range w.procs {
+		if p == nil || p.raftID() == 0 {
+			continue
+		}
+		stale = stale || p.n.loop.roster.Index < f.newest.Index
+		all = w.appendProposed(all, p)
+	}
+	if stale && f.before != nil {
+		all = appendHalves(all, f.before)
+	}
+	return append(all, w.ops.wanted()...)
+}
+
+func appendHalves(all [][]roster.Member, r *roster.Roster) [][]roster.Member {
+	for _, ids := range [][]uint64{r.Conf.GetVoters(), r.Conf.GetVotersOutgoing()} {
+		var half []roster.Member
+		for _, id := range ids {
+			m, _ := r.Lookup(id)
+			half = append(half, m)
+		}
+		if len(half) > 0 {
+			all = append(all, half)
+		}
+	}
+	return all
+}
+
+// appendProposed adds what a change in a process's log would make of the
+// membership.
+func (w *world) appendProposed(all [][]roster.Member, p *process) [][]roster.Member {
+	l := p.n.loop
+	first, _ := l.log.FirstIndex() // never fails
+	from := max(first, l.roster.Index+1)
+	if from > l.Last() {
+		return all
+	}
+	entries, err := l.log.Entries(from, l.Last()+1, 1<<40)
+	if err != nil {
+		return all
+	}
+	now := l.roster
+	for _, e := range entries {
+		if e.GetType() != pb.EntryConfChangeV2 {
+			continue
+		}
+		cc := new(pb.ConfChangeV2)
+		if proto.Unmarshal(e.GetData(), cc) != nil {
+			continue
+		}
+		if next, err := now.Apply(cc, e.GetIndex()); err == nil {
+			all, now = appendHalves(all, next), next
+		}
+	}
+	return all
+}
+
+// burst has many writes called at once on one process.
+func (w *world) burst() {
+	p := w.at1(w.somePlace())
+	if p == nil || p.paused || p.n.usable() != nil || w.hist.closed {
+		return
+	}
+	for range 20 + w.rnd.IntN(80) {
+		c := &client{w: w, id: 1000 + w.hist.bursts, place: p.place.at, known: make(map[string]uint64), once: true}
+		w.hist.bursts++
+		c.begin(p, c.choose())
+	}
+	p.settle()
+}

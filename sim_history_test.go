@@ -1,0 +1,118 @@
+package raftkv
+
+import (
+	"errors"
+)
+
+// A history judges what clients are told while the run goes on. Every answer
+// comes with a revision of the store, so the order of all operations is known
+// and each is compared with the model at its place in it: real time must not
+// contradict that order, and the model must have had what was shown.
+type history struct {
+	w       *world
+	floor   uint64 // the highest revision that any call has returned
+	notDone map[string]bool
+	closed  bool // clients stop
+	bursts  int  // callers of bursts, for their names
+}
+
+// record judges the outcome of a call.
+func (h *history) record(x *call, revision uint64, err error) {
+	w := h.w
+	switch {
+	case !x.kind.isWrite() && err == nil:
+		h.checkRead(x)
+	case err == nil:
+		h.checkWrite(x, revision)
+	case errors.Is(err, ErrRevisionMismatch):
+		h.checkMismatch(x, revision)
+	case errors.Is(err, ErrOutcomeUnknown):
+	case x.kind == callPut:
+		h.notDone[x.value] = true
+		if w.facts.model.values[x.value] != 0 {
+			w.fail("a put took effect and returned %v", err)
+		}
+	}
+	w.note(x.p.place.id, "end", uint64(x.c.id), uint64(x.kind), revision)
+	w.count.outcome(x.kind, err)
+}
+
+// checkWrite checks a write that was acknowledged.
+func (h *history) checkWrite(x *call, revision uint64) {
+	w, m := h.w, h.w.facts.model
+	h.advance(x, revision, x.kind == callPut)
+	if revision > m.revision() {
+		w.fail("%s of %q returned revision %d, the model has %d", callNames[x.kind], x.key, revision, m.revision())
+	}
+	value, at := m.at(x.key, revision)
+	switch {
+	case x.kind == callPut && (at != revision || value != x.value):
+		w.fail("put of %q, client %d, returned revision %d, where the model has %.20q of revision %d", x.key, x.c.id, revision, value, at)
+	case x.kind == callDelete && at != 0:
+		w.fail("delete of %q returned revision %d, where the model has %.20q", x.key, revision, value)
+	}
+	if c := m.changes[revision]; x.conditional && c.key == x.key && revision > 0 {
+		if _, was := m.at(x.key, revision-1); was != x.revision && (x.kind == callPut || x.revision != 0) {
+			w.fail("%s of %q if revision %d took effect at %d, where it was %d", callNames[x.kind], x.key, x.revision, revision, was)
+		}
+	}
+	x.c.known[x.key] = at
+}
+
+// advance checks that real time agrees with the order of revisions.
+func (h *history) advance(x *call, revision uint64, changed bool) {
+	if revision < x.floor || changed && revision == x.floor {
+		h.w.fail("%s of %q by client %d on member %d, begun at %v, is of revision %d; %d had been returned before it began",
+			callNames[x.kind], x.key, x.c.id, x.p.place.id, x.began, revision, x.floor)
+	}
+	h.floor = max(h.floor, revision)
+}
+
+// checkMismatch checks a write whose condition was not met.
+func (h *history) checkMismatch(x *call, revision uint64) {
+	h.advance(x, revision, false)
+	_, at := h.w.facts.model.at(x.key, revision)
+	if !x.conditional || at == x.revision {
+		h.w.fail("%s of %q if revision %d refused at revision %d, where it is %d", callNames[x.kind], x.key, x.revision, revision, at)
+	}
+	x.c.known[x.key] = at
+}
+
+// checkRead reads, as the caller does that has been let go on.
+func (h *history) checkRead(x *call) {
+	w, m, f := h.w, h.w.facts.model, x.p.n.fsm
+	if x.kind == callList {
+		h.checkList(x)
+		return
+	}
+	_, revision, _ := f.status()
+	h.advance(x, revision, false)
+	item, ok := f.get(x.key)
+	value, at := m.at(x.key, revision)
+	if ok != (at != 0) || ok && (string(item.Value) != value || item.Revision != at) {
+		w.fail("get of %q on member %d differs from the model at revision %d", x.key, x.p.place.id, revision)
+	}
+	x.c.known[x.key] = at
+}
+
+func (h *history) checkList(x *call) {
+	w, m := h.w, h.w.facts.model
+	l := x.p.n.fsm.list("k", "", 0)
+	h.advance(x, l.Revision, false)
+	n := 0
+	for kv := range l.All() {
+		value, at := m.at(kv.Key, l.Revision)
+		if at != kv.Revision || value != string(kv.Value) {
+			w.fail("list on member %d: %q differs from the model at revision %d", x.p.place.id, kv.Key, l.Revision)
+		}
+		n++
+	}
+	for key := range m.keys {
+		if _, at := m.at(key, l.Revision); at != 0 {
+			n--
+		}
+	}
+	if n != 0 {
+		w.fail("list on member %d at revision %d has %d keys too many", x.p.place.id, l.Revision, n)
+	}
+}

@@ -1,0 +1,689 @@
+package raftkv
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"example.com/raftkv/internal/firewall"
+	"example.com/raftkv/internal/outbox"
+	"example.com/raftkv/internal/roster"
+	"example.com/raftkv/internal/wire"
+	kvpb "example.com/raftkv/proto/raftkv/v1"
+)
+
+// The network of the simulator, in place of grpcTransport and internal/peer: a
+// link to each member, which says hello until it is let in and then sends frames
+// on an ordered stream. What is checked where is as there: hello and identity by
+// the loop, frames by the firewall before they are posted.
+
+const (
+	simHelloTimeout = 5 * time.Second
+	simDialTimeout  = 2 * time.Second
+	simRetryMin     = 50 * time.Millisecond
+	simRetryMax     = time.Second
+	simKeepalive    = 13 * time.Second // until a silent connection is given up
+	simQueueMax     = 4096
+	simOldFrames    = 16 // of a stream, that may come again
+)
+
+// A path is one direction of the network between two places.
+type path struct {
+	from, to int
+	cuts     int // faults that cut it
+	cut      bool
+	since    time.Duration // when it was cut
+	delay    time.Duration // of a packet, about
+	held     []heldFrame   // what waits for a cut path, as TCP sends it again
+}
+
+type heldFrame struct {
+	s *stream
+	f *frame
+}
+
+// A frame is what a link sends at once, as bytes.
+type frame struct {
+	sent      time.Duration
+	messages  [][]byte
+	proposals [][]byte
+	refusals  []uint64
+}
+
+// A stream is one stream of messages between two processes.
+type stream struct {
+	link   *simLink
+	to     *process
+	from   uint64 // raft ID of the sender
+	self   uint64 // of the receiver, when it let the stream in
+	last   time.Duration
+	broken bool
+	ended  time.Duration // when it broke
+	cut    error         // why the receiver's loop wants it to end
+}
+
+// A simTransport is the network as one process has it.
+type simTransport struct {
+	p        *process
+	self     *kvpb.Identity
+	links    map[uint64]*simLink // by raft ID
+	sending  int                 // snapshots
+	outgoing []*simSnapshot
+}
+
+// A simLink leads to one incarnation of a member.
+type simLink struct {
+	net     *simTransport
+	member  roster.Member
+	hello   *kvpb.Hello
+	ended   bool
+	try     int // tells the attempts to open a stream apart
+	delay   time.Duration
+	since   time.Duration // when the pause began
+	pausing bool
+	stream  *stream  // nil unless the other side has accepted it
+	old     []*frame // the last of this and earlier streams, for them to come again
+	oldTo   *process
+
+	control, appends []*pb.Message
+	proposals        [][]byte
+	refusals         []uint64
+	ping             bool
+	overflow         bool
+	flushing         bool
+}
+
+// sorted returns the links in order.
+func (t *simTransport) sorted() []*simLink {
+	links := make([]*simLink, 0, len(t.links))
+	for _, id := range slices.Sorted(maps.Keys(t.links)) {
+		links = append(links, t.links[id])
+	}
+	return links
+}
+
+func (t *simTransport) connect(self *kvpb.Identity, members []roster.Member) {
+	t.p.w.facts.owns(t.p, self.GetRaftId())
+	t.self = self
+	members = slices.SortedFunc(slices.Values(members), func(a, b roster.Member) int { return cmpID(a.RaftID, b.RaftID) })
+	wanted := make(map[uint64]bool, len(members))
+	for _, m := range members {
+		wanted[m.RaftID] = true
+		if old, ok := t.links[m.RaftID]; ok && old.member == m {
+			continue
+		} else if ok {
+			old.end()
+		}
+		l := &simLink{net: t, member: m, delay: simRetryMin}
+		l.hello = t.hello(m)
+		t.links[m.RaftID] = l
+		t.p.timer(0, l.dial)
+	}
+	for _, l := range t.sorted() {
+		if !wanted[l.member.RaftID] {
+			l.end()
+			delete(t.links, l.member.RaftID)
+		}
+	}
+}
+
+func cmpID(a, b uint64) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+func (t *simTransport) hello(to roster.Member) *kvpb.Hello {
+	return &kvpb.Hello{From: t.self, ToId: to.ID(), ToRaftId: to.RaftID, ToNonce: []byte(to.Nonce)}
+}
+
+func (t *simTransport) send(m *pb.Message) {
+	t.p.w.facts.spoken(t.p, m)
+	l := t.links[m.GetTo()]
+	if l == nil {
+		return
+	}
+	if m.GetType() == pb.MsgApp {
+		simAdd(l, &l.appends, m)
+	} else {
+		simAdd(l, &l.control, m)
+	}
+}
+
+func (t *simTransport) forward(to uint64, batch outbox.Batch) {
+	if l := t.links[to]; l != nil {
+		t.p.w.facts.forwarded(t.p, batch)
+		simAdd(l, &l.proposals, batch.Data)
+	}
+}
+
+func (t *simTransport) refuse(to, first uint64) {
+	if l := t.links[to]; l != nil {
+		t.p.w.count.add("refused batches", 1)
+		simAdd(l, &l.refusals, first)
+	}
+}
+
+func (t *simTransport) ping() {
+	for _, l := range t.sorted() {
+		l.ping = true
+		l.wake()
+	}
+}
+
+// simAdd queues something, or drops it and says so once.
+func simAdd[T any](l *simLink, list *[]T, item T) {
+	if len(*list) >= simQueueMax {
+		if !l.overflow {
+			l.unreachable()
+		}
+		l.overflow = true
+		return
+	}
+	*list = append(*list, item)
+	l.wake()
+}
+
+// wake has the link send soon, if it can.
+func (l *simLink) wake() {
+	if l.flushing || l.stream == nil || l.ended {
+		return
+	}
+	l.flushing = true
+	l.net.p.timer(l.net.p.w.between(0, 30*time.Microsecond), l.flush)
+}
+
+func (l *simLink) unreachable() {
+	l.net.p.n.post(func(loop *loop) { loop.unreachable(l.member.RaftID) })
+}
+
+func (l *simLink) turnedAway(err error, told bool) {
+	l.net.p.n.post(func(loop *loop) { loop.turnedAway(l.member.RaftID, err, told) })
+}
+
+// end ends the link: the member has gone.
+func (l *simLink) end() {
+	l.ended = true
+	l.try++
+	if s := l.stream; s != nil {
+		l.stream = nil
+		s.breakOff(nil, false)
+	}
+}
+
+// dial begins an attempt to open a stream.
+func (l *simLink) dial() {
+	p, w := l.net.p, l.net.p.w
+	if l.ended || l.stream != nil {
+		return
+	}
+	l.try++
+	l.pausing = false
+	try := l.try
+	to := w.placeOf(l.member.Addr)
+	there, back := w.paths[p.place.at][to.at], w.paths[to.at][p.place.at]
+	if there.cut || back.cut {
+		p.timer(simDialTimeout, func() { l.failed(try, errUnreachable, false) })
+		return
+	}
+	p.timer(simHelloTimeout, func() { l.failed(try, errUnreachable, false) })
+	w.after(there.takes(w), func() {
+		q := w.procs[to.at]
+		if q == nil || there.cut {
+			if !back.cut {
+				w.after(back.takes(w), func() { p.arrive(func() { l.failed(try, errUnreachable, false) }) })
+			}
+			return
+		}
+		q.arrive(func() { q.greeted(l, try, back) })
+	})
+}
+
+var errUnreachable = errors.New("cannot be reached")
+
+// greeted has a hello decided by the loop of the process that it reached, as
+// grpcTransport.Messages does.
+func (p *process) greeted(l *simLink, try int, back *path) {
+	w := p.w
+	p.n.post(func(loop *loop) {
+		err := loop.welcome(l.hello)
+		self := loop.identity()
+		w.note(p.place.id, "hello", l.net.p.place.id, self.GetRaftId(), uint64(boolInt(err == nil)))
+		w.count.add("hellos", 1)
+		if err != nil {
+			p.refusedPeer(l.hello, err)
+			err = p.told(err)
+		}
+		if back.cut {
+			return // the hello's timeout ends the attempt
+		}
+		w.after(back.takes(w), func() { l.net.p.arrive(func() { l.answered(try, p, self, err) }) })
+	})
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// told makes of an error what its receiver will see.
+func (p *process) told(err error) error {
+	told, ours := wire.FromStatus(p.n.status(err))
+	if !ours {
+		p.w.fail("member %d: error %v cannot be told", p.place.id, err)
+	}
+	return told
+}
+
+// refusedPeer notes that somebody was turned away, as grpcTransport.refused
+// does. Among honest members nobody is for breaking the protocol.
+func (p *process) refusedPeer(h *kvpb.Hello, err error) {
+	if !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrMembershipRefused) {
+		return
+	}
+	p.w.fail("member %d turned member %d away: %v", p.place.id, h.GetFrom().GetId(), err)
+}
+
+// answered takes the answer to a hello, as peer.Link does.
+func (l *simLink) answered(try int, to *process, self *kvpb.Identity, err error) {
+	if l.ended || try != l.try || l.stream != nil {
+		return
+	}
+	if self.GetRaftId() != l.member.RaftID || string(self.GetNonce()) != l.member.Nonce {
+		if err == nil || errors.Is(err, ErrNotMember) {
+			l.net.p.n.post(func(loop *loop) { loop.met(l.member.RaftID, self) })
+		}
+		if err == nil {
+			err = fmt.Errorf("raftkv: raft ID %d answers in place of %d", self.GetRaftId(), l.member.RaftID)
+			l.failed(try, err, false)
+			return
+		}
+	}
+	if err != nil {
+		l.failed(try, err, true)
+		return
+	}
+	if !to.alive {
+		l.failed(try, errUnreachable, false)
+		return
+	}
+	l.try++
+	l.delay = simRetryMin
+	l.stream = &stream{link: l, to: to, from: l.net.self.GetRaftId(), self: l.member.RaftID}
+	to.inbound[l.stream] = true
+	l.net.p.n.post(func(loop *loop) { loop.connected(l.member.RaftID) })
+	l.net.p.w.replay(l.stream)
+	l.wake()
+}
+
+// failed ends an attempt and begins the pause before the next.
+func (l *simLink) failed(try int, err error, told bool) {
+	if l.ended || try != l.try || l.stream != nil {
+		return
+	}
+	l.lost(false, err, told)
+}
+
+// lost is what peer.Link.Run does between two streams.
+func (l *simLink) lost(worked bool, err error, told bool) {
+	if l.drop() || worked {
+		l.unreachable()
+	}
+	l.turnedAway(err, told)
+	if worked {
+		l.delay = simRetryMin
+	}
+	l.try++
+	l.pausing, l.since = true, l.net.p.w.now
+	try, p := l.try, l.net.p
+	p.timer(p.w.between(l.delay/2, l.delay), func() {
+		if l.try == try && l.pausing {
+			l.dial()
+		}
+	})
+	l.delay = min(2*l.delay, simRetryMax)
+}
+
+// drop empties the queue and reports whether anything was in it.
+func (l *simLink) drop() bool {
+	had := len(l.control)+len(l.appends)+len(l.proposals)+len(l.refusals) > 0
+	l.control, l.appends, l.proposals, l.refusals = nil, nil, nil, nil
+	l.overflow = false
+	return had
+}
+
+// nudge says that the member is heard of: it is worth a try now.
+func (l *simLink) nudge() {
+	if l.stream != nil || !l.pausing || l.ended {
+		return
+	}
+	l.pausing = false
+	try, p := l.try, l.net.p
+	p.timer(max(0, simRetryMin-(p.w.now-l.since)), func() {
+		if l.try == try {
+			l.dial()
+		}
+	})
+}
+
+// flush sends what is queued as one frame.
+func (l *simLink) flush() {
+	l.flushing = false
+	s := l.stream
+	if s == nil || l.ended {
+		return
+	}
+	f := &frame{sent: l.net.p.w.now, refusals: l.refusals}
+	for _, list := range [][]*pb.Message{l.control, l.appends} {
+		for _, m := range list {
+			data, err := proto.Marshal(m)
+			if err != nil {
+				l.net.p.w.fail("marshal: %v", err)
+			}
+			f.messages = append(f.messages, data)
+		}
+	}
+	for _, data := range l.proposals {
+		f.proposals = append(f.proposals, slices.Clone(data))
+	}
+	empty := len(f.messages)+len(f.proposals)+len(f.refusals) == 0
+	if empty && !l.ping {
+		return
+	}
+	l.control, l.appends, l.proposals, l.refusals, l.ping, l.overflow = l.control[:0], l.appends[:0], nil, nil, false, false
+	clear(l.control[:cap(l.control)])
+	clear(l.appends[:cap(l.appends)])
+	l.net.p.w.transmit(s, f)
+}
+
+// transmit puts a frame on its way.
+func (w *world) transmit(s *stream, f *frame) {
+	p := w.paths[s.link.net.p.place.at][s.to.place.at]
+	w.count.frames++
+	if !w.plan.datagrams {
+		if p.cut {
+			p.held = append(p.held, heldFrame{s, f})
+			return
+		}
+		s.last = max(w.now+p.takes(w), s.last+1)
+		w.at(s.last, func() { w.deliver(s, f) })
+		return
+	}
+	s.link.remember(s, f)
+	if p.cut || w.chance(w.plan.drop) {
+		w.count.add("frames dropped", 1)
+		return
+	}
+	copies := 1
+	if w.chance(w.plan.duplicate) {
+		w.count.add("frames duplicated", 1)
+		copies = 2
+	}
+	for range copies {
+		w.after(w.outOfOrder(p), func() { w.deliver(s, f) })
+	}
+}
+
+// outOfOrder returns how long a datagram takes: sometimes as long as many
+// others together.
+func (w *world) outOfOrder(p *path) time.Duration {
+	if w.chance(w.plan.reorder) {
+		w.count.add("frames reordered", 1)
+		return p.takes(w) + w.about(50*time.Millisecond)
+	}
+	return p.takes(w)
+}
+
+// remember keeps a frame, so that it can come again.
+func (l *simLink) remember(s *stream, f *frame) {
+	if l.oldTo != s.to {
+		l.old, l.oldTo = nil, s.to
+	}
+	l.old = append(l.old, f)
+	if len(l.old) > simOldFrames {
+		l.old = l.old[1:]
+	}
+}
+
+// replay sends frames of an earlier stream again to the same process: a
+// connection that was thought dead may still bring what it carried.
+func (w *world) replay(s *stream) {
+	if !w.plan.datagrams || s.link.oldTo != s.to {
+		return
+	}
+	for _, f := range s.link.old {
+		if w.chance(w.plan.duplicate) {
+			w.count.add("frames replayed", 1)
+			w.after(w.about(20*time.Millisecond), func() { w.deliver(s, f) })
+		}
+	}
+}
+
+// takes returns how long a packet takes on a path.
+func (p *path) takes(w *world) time.Duration {
+	return p.delay/2 + w.about(p.delay/2)
+}
+
+// deliver brings a frame to its process.
+func (w *world) deliver(s *stream, f *frame) {
+	if !s.to.alive {
+		return
+	}
+	s.to.arrive(func() { s.take(f) })
+}
+
+// take is grpcTransport.take.
+func (s *stream) take(f *frame) {
+	p, w := s.to, s.to.w
+	if s.cut != nil {
+		s.breakOff(p.told(s.cut), true)
+		return
+	}
+	if s.broken && (!w.plan.lateFrames || f.sent >= s.ended) {
+		return
+	}
+	if l := p.net.links[s.from]; l != nil {
+		l.nudge()
+	}
+	w.note(p.place.id, "frame", s.from, uint64(len(f.messages)), uint64(len(f.proposals)))
+	messages := make([]*pb.Message, len(f.messages))
+	for i, data := range f.messages {
+		m, err := firewall.Decode(data, s.from, s.self)
+		if err != nil {
+			w.fail("member %d refuses a message of raft ID %x: %v", p.place.id, s.from, err)
+		}
+		w.mixIn(data)
+		messages[i] = m
+	}
+	w.count.messages += uint64(len(messages))
+	proposals := make([]outbox.Batch, len(f.proposals))
+	for i, data := range f.proposals {
+		batch, err := checkBatch(data, s.from)
+		if err != nil {
+			w.fail("member %d refuses a batch of raft ID %x: %v", p.place.id, s.from, err)
+		}
+		w.mixIn(data)
+		proposals[i] = batch
+	}
+	s.post(messages, proposals, f.refusals)
+}
+
+// post hands the contents of a frame to the loop.
+func (s *stream) post(messages []*pb.Message, proposals []outbox.Batch, refusals []uint64) {
+	p := s.to
+	ping := len(messages)+len(proposals)+len(refusals) == 0
+	p.n.post(func(l *loop) {
+		defer l.whenThereIsRoom(func() {})
+		if err := l.receive(s.from, messages); err != nil {
+			if !errors.Is(err, ErrRemoved) {
+				p.w.fail("member %d cuts off raft ID %x: %v", p.place.id, s.from, err)
+			}
+			s.cut = err
+			if ping {
+				s.breakOff(p.told(err), true)
+			}
+			return
+		}
+		for _, batch := range proposals {
+			l.proposal(s.from, batch)
+		}
+		for _, first := range refusals {
+			l.refusedBatch(first)
+		}
+	})
+}
+
+// breakOff ends a stream. Its sender learns of it, unless the network is cut: then
+// when its patience ends. What is on its way may still arrive or not.
+func (s *stream) breakOff(err error, told bool) {
+	if s.broken {
+		return
+	}
+	s.broken, s.ended = true, s.link.net.p.w.now
+	delete(s.to.inbound, s)
+	l, w := s.link, s.link.net.p.w
+	if l.ended || !l.net.p.alive {
+		return
+	}
+	if err == nil {
+		err = errUnreachable
+	}
+	back := w.paths[s.to.place.at][l.net.p.place.at]
+	d := back.takes(w)
+	if back.cut {
+		d, err, told = simKeepalive, errUnreachable, false
+	}
+	w.after(d, func() {
+		l.net.p.arrive(func() {
+			if l.stream == s {
+				l.stream = nil
+				l.lost(true, err, told)
+			}
+		})
+	})
+}
+
+// die ends the process's side of all connections.
+func (t *simTransport) die(silent bool) {
+	w := t.p.w
+	for _, l := range t.sorted() {
+		l.end()
+	}
+	for _, s := range w.streamsTo(t.p) {
+		if !silent {
+			s.breakOff(errUnreachable, false)
+			continue
+		}
+		w.after(simKeepalive, func() { s.breakOff(errUnreachable, false) })
+	}
+	for _, x := range slices.Clone(t.outgoing) {
+		x.senderDied()
+	}
+	for _, x := range slices.Clone(w.nets.incoming) {
+		if x.target == t.p {
+			x.endReceive(errInterrupted)
+			if !silent {
+				x.answer(errInterrupted)
+			}
+		}
+	}
+}
+
+// streamsTo returns the streams on which a process receives, in order.
+func (w *world) streamsTo(p *process) []*stream {
+	var streams []*stream
+	for s := range p.inbound {
+		streams = append(streams, s)
+	}
+	slices.SortFunc(streams, func(a, b *stream) int { return cmpID(a.from, b.from) })
+	return streams
+}
+
+// wakeLinks has the connections to an earlier process here break: the machine
+// is back and knows nothing of them.
+func (p *process) wakeLinks() {
+	for _, q := range p.w.procs {
+		if q == nil || q == p {
+			continue
+		}
+		for _, l := range q.net.sorted() {
+			if s := l.stream; s != nil && s.to.place == p.place {
+				s.breakOff(errUnreachable, false)
+			}
+		}
+	}
+}
+
+// doubt has the others give up their connections to a paused process when it
+// has not answered for long.
+func (t *simTransport) doubt() {
+	w, began := t.p.w, t.p.w.now
+	w.after(simKeepalive, func() {
+		if !t.p.alive || !t.p.paused || w.now-began < simKeepalive {
+			return
+		}
+		for _, s := range w.streamsTo(t.p) {
+			s.breakOff(errUnreachable, false)
+		}
+	})
+}
+
+// cut cuts a path. Streams over it, in either direction, break when that lasts
+// for as long as keepalive waits.
+func (w *world) cut(p *path) {
+	p.cuts++
+	if p.cut {
+		return
+	}
+	p.cut, p.since = true, w.now
+	since := w.now
+	w.after(w.between(10*time.Second, simKeepalive), func() {
+		if p.cut && p.since == since {
+			w.breakStreams(p.from, p.to)
+			w.breakStreams(p.to, p.from)
+		}
+	})
+}
+
+// breakStreams breaks the stream from one place to another.
+func (w *world) breakStreams(from, to int) {
+	p := w.procs[from]
+	if p == nil {
+		return
+	}
+	for _, l := range p.net.sorted() {
+		if s := l.stream; s != nil && s.to.place.at == to {
+			s.breakOff(errUnreachable, false)
+		}
+	}
+}
+
+// heal mends a path: what TCP has kept is sent again.
+func (w *world) heal(p *path) {
+	p.cuts = max(0, p.cuts-1)
+	if !p.cut || p.cuts > 0 {
+		return
+	}
+	p.cut = false
+	held := p.held
+	p.held = nil
+	again := w.between(0, 200*time.Millisecond)
+	for _, h := range held {
+		if h.s.broken {
+			continue
+		}
+		h.s.last = max(w.now+again+p.takes(w), h.s.last+1)
+		w.at(h.s.last, func() { w.deliver(h.s, h.f) })
+	}
+}

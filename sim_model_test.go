@@ -1,0 +1,150 @@
+package raftkv
+
+import (
+	"slices"
+
+	"example.com/raftkv/internal/command"
+	"example.com/raftkv/internal/dedup"
+)
+
+// A model is what the committed log means: a second state machine, as plain as
+// can be, that keeps the whole past. It is given every committed entry once, by
+// the first process that applies it, and is what all answers to clients are
+// compared with.
+type model struct {
+	index     uint64
+	revisions []uint64            // by index
+	changes   []change1           // by revision
+	keys      map[string][]uint64 // the revisions that changed a key, ascending
+	origins   map[uint64]*modelOrigin
+	values    map[string]uint64 // the revision that wrote a value; they are unique
+}
+
+// change1 is what a revision did.
+type change1 struct {
+	key, value string
+	deleted    bool
+}
+
+type modelOrigin struct {
+	answered uint64
+	applied  map[uint64]bool
+}
+
+func newModel() *model {
+	return &model{
+		revisions: []uint64{0}, changes: make([]change1, 1), keys: make(map[string][]uint64),
+		origins: make(map[uint64]*modelOrigin), values: make(map[string]uint64),
+	}
+}
+
+// found begins with the founding at index 1.
+func (m *model) found(members []uint64) {
+	m.index, m.revisions = 1, []uint64{0, 0}
+	m.retain(members)
+}
+
+func (m *model) retain(members []uint64) {
+	for id := range m.origins {
+		if !slices.Contains(members, id) {
+			delete(m.origins, id)
+		}
+	}
+	for _, id := range members {
+		if m.origins[id] == nil {
+			m.origins[id] = &modelOrigin{applied: make(map[uint64]bool)}
+		}
+	}
+}
+
+func (m *model) revision() uint64 { return uint64(len(m.changes) - 1) }
+
+func (m *model) revisionAt(index uint64) uint64 { return m.revisions[index] }
+
+func (m *model) apply(w *world, t task) {
+	m.index = t.index
+	if t.roster != nil {
+		m.retain(t.roster.RaftIDs())
+	}
+	if len(t.data) > 0 {
+		m.batch(w, t)
+	}
+	m.revisions = append(m.revisions, m.revision())
+}
+
+func (m *model) batch(w *world, t task) {
+	b, err := command.Parse(t.data)
+	if err != nil {
+		w.fail("entry %d: %v", t.index, err)
+	}
+	w.count.add("batches", 1)
+	w.count.add("commands", uint64(b.Len()))
+	o := m.origins[b.Origin]
+	if o == nil {
+		w.count.add("commands of strangers", uint64(b.Len()))
+		return
+	}
+	o.answered = max(o.answered, b.AnsweredTo)
+	for number, c := range b.All() {
+		switch {
+		case number <= o.answered:
+			w.count.add("deduplicated commands", 1)
+		case o.applied[number]:
+			w.count.add("deduplicated commands", 1)
+		case number > o.answered+dedup.Window:
+			w.fail("entry %d: number %d is beyond the window", t.index, number)
+		default:
+			o.applied[number] = true
+			m.command(w, c)
+		}
+	}
+}
+
+func (m *model) command(w *world, c command.Command) {
+	key := string(c.Key)
+	_, current := m.at(key, m.revision())
+	if c.Conditional && c.IfRevision != current || c.Op == command.Delete && current == 0 {
+		return
+	}
+	r := change1{key: key, value: string(c.Value), deleted: c.Op == command.Delete}
+	m.changes = append(m.changes, r)
+	m.keys[key] = append(m.keys[key], m.revision())
+	if !r.deleted {
+		if old := m.values[r.value]; old != 0 {
+			w.fail("the write of %q took effect twice, at revisions %d and %d", r.value, old, m.revision())
+		}
+		m.values[r.value] = m.revision()
+	}
+}
+
+// at returns the value of a key at a revision of the store, and the revision
+// that wrote it, 0 if there is no such key.
+func (m *model) at(key string, revision uint64) (string, uint64) {
+	all := m.keys[key]
+	i, found := slices.BinarySearch(all, revision)
+	if !found {
+		i--
+	}
+	if i < 0 || m.changes[all[i]].deleted {
+		return "", 0
+	}
+	return m.changes[all[i]].value, all[i]
+}
+
+// compare compares a process's state, which has applied all, with the model.
+func (m *model) compare(w *world, p *process) {
+	n := 0
+	for key := range m.keys {
+		value, revision := m.at(key, m.revision())
+		item, ok := p.n.fsm.get(key)
+		if ok != (revision != 0) || ok && (string(item.Value) != value || item.Revision != revision) {
+			w.fail("member %d: key %q differs from the model", p.place.id, key)
+		}
+		if ok {
+			n++
+		}
+	}
+	if have := p.n.fsm.keys.Len(); have != n {
+		w.fail("member %d has %d keys, the model %d", p.place.id, have, n)
+	}
+}

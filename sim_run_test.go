@@ -1,0 +1,223 @@
+package raftkv
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"example.com/raftkv/internal/mix"
+	"example.com/raftkv/internal/roster"
+	kvpb "example.com/raftkv/proto/raftkv/v1"
+)
+
+// One run of the simulator: founding, a time with faults in which nothing may go
+// wrong, and a time without in which everything must come right.
+
+const (
+	simHealBound   = 60 * time.Second // after the last fault until all members are whole
+	simAnswerBound = 5 * time.Second  // of a call on a healthy cluster
+)
+
+func newWorld(seed uint64, members int, c *counts) *world {
+	w := &world{seed: seed, rnd: rand.New(rand.NewPCG(seed, 0x5eed)), count: c}
+	w.plan = newPlan(w, members)
+	w.facts = newFacts(w)
+	w.hist = &history{w: w, notDone: make(map[string]bool)}
+	w.ops.w = w
+	w.faults.w = w
+	n := w.plan.members + w.plan.spares
+	w.procs = make([]*process, n)
+	for i := range n {
+		w.places = append(w.places, &place{w: w, at: i, id: uint64(i + 1), addr: fmt.Sprintf("m%d:1", i+1), rate: 1})
+		row := make([]*path, n)
+		for j := range row {
+			row[j] = &path{from: i, to: j, delay: w.plan.delay}
+		}
+		w.paths = append(w.paths, row)
+	}
+	w.setClocks()
+	for _, pl := range w.places {
+		w.launch(pl)
+	}
+	return w
+}
+
+// run is a whole run.
+func (w *world) run() {
+	w.found()
+	for i := range w.plan.clients {
+		c := &client{w: w, id: i, place: w.rnd.IntN(len(w.procs)), known: make(map[string]uint64)}
+		w.after(w.about(time.Second), c.next)
+	}
+	w.faults.begin()
+	w.runUntil(w.now + w.plan.safety)
+	w.note(0, "heal", 0, 0, 0)
+	w.faults.stop()
+	w.recover()
+}
+
+// found founds the cluster, as Node.coordinate does, until it is there.
+func (w *world) found() {
+	for w.facts.newest == nil || !slices.ContainsFunc(w.procs, func(p *process) bool { return p != nil && p.raftID() != 0 }) {
+		w.facts = newFacts(w)
+		w.coordinate()
+		w.runUntil(w.now + 5*time.Second)
+		for _, pl := range w.places {
+			w.restart(pl, 0)
+		}
+		w.plan.foundingFault = 0
+	}
+}
+
+// coordinate makes one attempt: all founders accept, then all are told. A fault
+// of the plan may come between any two steps.
+func (w *world) coordinate() {
+	members := make([]roster.Member, w.plan.members)
+	for i := range members {
+		pl := w.places[i]
+		if w.procs[i] == nil {
+			return
+		}
+		members[i] = roster.Member{RaftID: roster.RaftID(pl.id, 0), Addr: pl.addr, Nonce: w.procs[i].n.loop.nonce}
+	}
+	first := w.procs[0]
+	r := roster.Found(randomID(), members)
+	hello := &kvpb.Hello{From: first.n.loop.identity()}
+	bound, failed, at := 0, false, w.now
+	for _, p := range w.procs[:w.plan.members] {
+		at += w.about(10 * time.Millisecond)
+		w.at(at, func() {
+			p.arrive(func() {
+				p.n.post(func(l *loop) {
+					if l.bind(hello, r) != nil {
+						failed = true
+					} else {
+						bound++
+					}
+				})
+			})
+		})
+	}
+	w.foundingFault(at)
+	at += w.between(20*time.Millisecond, 100*time.Millisecond)
+	for _, p := range w.procs[:w.plan.members] {
+		w.at(at, func() {
+			if first.alive && !failed && bound == len(members) {
+				p.arrive(func() { p.n.post(func(l *loop) { w.must(l.found(r)) }) })
+			}
+		})
+		at += w.about(10 * time.Millisecond)
+	}
+	unbind := func() {
+		for _, p := range w.procs {
+			if p != nil {
+				p.arrive(func() { p.n.post(func(l *loop) { l.unbind(r) }) })
+			}
+		}
+	}
+	w.at(at, unbind)
+	first.onDeath = unbind
+}
+
+// foundingFault kills the coordinator, or has another founder restart, in the
+// midst of a founding.
+func (w *world) foundingFault(at time.Duration) {
+	var victim *process
+	switch w.plan.foundingFault {
+	case 1:
+		victim = w.procs[0]
+	case 2:
+		victim = w.procs[1+w.rnd.IntN(w.plan.members-1)]
+	default:
+		return
+	}
+	w.at(at+w.between(-20*time.Millisecond, 150*time.Millisecond), func() {
+		if victim.alive && w.canLose(victim) {
+			w.count.faults["crash while founding"]++
+			victim.crash(false)
+			w.restart(victim.place, w.between(0, time.Second))
+		}
+	})
+}
+
+func (w *world) must(err error) {
+	if err != nil {
+		w.fail("%v", err)
+	}
+}
+
+// recover checks that a cluster without faults comes right by itself.
+func (w *world) recover() {
+	healed := w.now
+	w.ops.deadline = min(w.ops.deadline, w.now)
+	if !w.runWhile(healed+simHealBound, 200*time.Millisecond, func() bool { return w.leader() == nil || !w.isWhole() || w.ops.request != nil }) {
+		w.fail("%v after the last fault: leader %v, membership %s, operator %v", simHealBound, w.leader() != nil, membershipText(w.facts.newest), w.ops.request != nil)
+	}
+	w.count.slowestHeal = max(w.count.slowestHeal, w.now-healed)
+	w.hist.closed = true
+	callsOpen := func() bool {
+		return slices.ContainsFunc(w.procs, func(p *process) bool { return p != nil && len(p.calls) > 0 })
+	}
+	if !w.runWhile(w.now+w.plan.deadlineMax+time.Second, 200*time.Millisecond, callsOpen) {
+		w.fail("calls hang")
+	}
+	why := ""
+	differ := func() (open bool) {
+		var same bool
+		why, same = w.facts.sameEverywhere()
+		return !same
+	}
+	if !w.runWhile(w.now+simHealBound, 200*time.Millisecond, differ) {
+		w.fail("members have not applied the same: %s", why)
+	}
+	w.serveEverywhere()
+	w.checkNotDone()
+}
+
+// serveEverywhere has every member answer a write and a read.
+func (w *world) serveEverywhere() {
+	before := w.count.failed
+	w.plan.deadlineMin, w.plan.deadlineMax, w.plan.conditional = simAnswerBound, simAnswerBound+1, 0
+	for _, m := range w.facts.newest.Members {
+		p := w.runs(m)
+		for _, kind := range []callKind{callPut, callGet, callDelete, callList} {
+			c := &client{w: w, id: 1_000_000 + int(m.RaftID&0xffff), n: int(kind), place: p.place.at, known: make(map[string]uint64), once: true}
+			x := &call{c: c, kind: kind, key: "k0"}
+			if kind == callPut {
+				x.value = fmt.Sprintf("last %x", m.RaftID)
+			}
+			c.begin(p, x)
+			p.settle()
+		}
+	}
+	w.runUntil(w.now + simAnswerBound + time.Second)
+	if w.count.failed != before {
+		w.fail("calls on a healthy cluster fail")
+	}
+	if why, same := w.facts.sameEverywhere(); !same {
+		w.fail("members have not applied the same in the end: %s", why)
+	}
+}
+
+// checkNotDone checks that what was said not to be done never was.
+func (w *world) checkNotDone() {
+	for value := range w.hist.notDone {
+		if w.facts.model.values[value] != 0 {
+			w.fail("a put that returned as not done took effect: %.20q", value)
+		}
+	}
+}
+
+// close frees what a run holds and returns its hash.
+func (w *world) close() uint64 {
+	for _, x := range slices.Clone(w.nets.open) {
+		x.close()
+	}
+	for _, p := range w.procs {
+		if p != nil {
+			p.n.transport.stop()
+		}
+	}
+	return mix.Uint64(w.trace.hash, w.facts.model.revision())
+}
