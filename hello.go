@@ -24,6 +24,10 @@ const blamedMax = 1024
 // times as long as links take to try again.
 const claimTime = 5 * time.Second
 
+// unboundMax bounds how many foundings that were given up are remembered: more
+// than can be made in the time for which a greeting may be on its way.
+const unboundMax = 16
+
 // Who may talk to whom. A process starts blank: it has a member ID, a nonce and
 // nothing else, and can neither vote nor campaign. It becomes a member by
 // founding, or when a member greets it with the raft ID that the cluster has
@@ -118,8 +122,17 @@ func (l *loop) welcomeRequest(h *kvpb.Hello, r *membership.Request) (inForce *ro
 // adopt makes a blank process the member that a greeting says it is. The nonce
 // proves that the cluster has committed this very process.
 func (l *loop) adopt(h *kvpb.Hello) error {
-	if b := l.links.bound; b != nil && b.ClusterID == string(h.GetFrom().GetClusterId()) {
-		return l.found(b) // the greeting is faster than the commit, or all that is left of it
+	cluster := string(h.GetFrom().GetClusterId())
+	if b := l.links.bound; b != nil {
+		if b.ClusterID == cluster {
+			return l.found(b) // the greeting is faster than the commit
+		}
+		return fmt.Errorf("%w: member %d takes part in the founding of another cluster", ErrNotMember, l.cfg.ID)
+	}
+	for _, b := range l.links.unbound {
+		if b.ClusterID == cluster {
+			return l.found(b) // the greeting is all that is left of the commit
+		}
 	}
 	if string(h.GetToNonce()) != l.nonce || roster.MemberID(h.GetToRaftId()) != l.cfg.ID || roster.Number(h.GetToRaftId()) == 0 {
 		l.links.greeted = max(l.now, 1)
@@ -252,17 +265,26 @@ func (l *loop) bind(h *kvpb.Hello, r *roster.Roster) error {
 }
 
 // isClaimed reports whether a cluster that had a member under this ID has said
-// hello lately. Whoever has lost its memory must not found another one while
+// hello lately. Whoever has lost its memory should not found another one while
 // somebody lives who has not: that would hide that there is something to recover.
+// It is a help and no promise: who founds within the second that links take to
+// find it, or is cut off from those who remember, does not know.
 func (l *loop) isClaimed() bool {
 	lately := max(uint64(claimTime/l.cfg.Timing.Tick), 5*uint64(l.cfg.Timing.electionTicks()))
 	return l.links.greeted != 0 && l.now-l.links.greeted <= lately
 }
 
-// unbind frees a process whose founding did not come about.
+// unbind frees a process whose founding did not come about, as far as it knows:
+// if the coordinator died just after it had founded, a greeting tells of it. So
+// the founding is remembered. A process that took such a greeting for that of a
+// cluster which has the state would wait for it for ever, and so would all others
+// that did.
 func (l *loop) unbind(r *roster.Roster) {
 	if b := l.links.bound; b != nil && b.ClusterID == r.ClusterID {
 		l.links.bound = nil
+		if l.raw == nil {
+			l.links.unbound = append(l.links.unbound[max(0, len(l.links.unbound)-unboundMax+1):], b)
+		}
 	}
 }
 

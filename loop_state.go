@@ -51,6 +51,7 @@ type links struct {
 	asked    firewall.Reads           // read confirmations that our heartbeats ask for
 	owed     []func()                 // room to be given back to receivers when the applier has caught up
 	bound    *roster.Roster           // of the founding under way here, nil if none
+	unbound  []*roster.Roster         // of foundings that were given up here, as far as is known
 	refused  uint64                   // messages that the firewall held back
 	mistimed bool                     // that a member has other timing has been logged
 	greeted  uint64                   // the tick at which we were last taken for an earlier process of our ID
