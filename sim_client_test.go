@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"example.com/raftkv/internal/command"
+	"example.com/raftkv/internal/history"
 	"example.com/raftkv/internal/outbox"
 	"example.com/raftkv/internal/reads"
 )
@@ -51,7 +52,10 @@ type call struct {
 	floor       uint64 // a revision that was shown to somebody before
 	ticket      outbox.Ticket
 	round       *reads.Round
-	woken       bool // its channel is closed; it goes on in a moment
+	id          history.ID
+	shown       history.Result // of a read
+	sent        [2]uint64      // origin and number of a write of unknown outcome
+	woken       bool           // its channel is closed; it goes on in a moment
 	over        bool
 }
 
@@ -114,6 +118,7 @@ func (c *client) choose() *call {
 func (c *client) begin(p *process, x *call) {
 	w := c.w
 	x.p, x.began, x.floor = p, w.now, w.hist.floor
+	w.hist.begin(x)
 	w.note(p.place.id, "begin", uint64(c.id), uint64(x.kind), x.revision)
 	if err := p.n.enter(context.Background()); err != nil {
 		w.fail("member %d: a usable node takes no call: %v", p.place.id, err)

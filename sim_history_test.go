@@ -2,22 +2,77 @@ package raftkv
 
 import (
 	"errors"
+	"reflect"
+	"time"
+
+	"example.com/raftkv/internal/history"
 )
 
-// A history judges what clients are told while the run goes on. Every answer
+// A judge looks at what clients are told while the run goes on. Every answer
 // comes with a revision of the store, so the order of all operations is known
 // and each is compared with the model at its place in it: real time must not
-// contradict that order, and the model must have had what was shown.
-type history struct {
+// contradict that order, and the model must have had what was shown. In the end
+// the same is checked again by what knows neither the log nor the model, and
+// believes only what clients were told.
+type judge struct {
 	w       *world
+	told    history.Recorder
 	floor   uint64 // the highest revision that any call has returned
 	notDone map[string]bool
-	closed  bool // clients stop
-	bursts  int  // callers of bursts, for their names
+	unknown []*call // writes with that outcome
+	closed  bool    // clients stop
+	bursts  int     // callers of bursts, for their names
+}
+
+// begin records a call before it is made.
+func (h *judge) begin(x *call) {
+	op := history.Op{Key: x.key, Value: x.value, Conditional: x.conditional, IfRevision: x.revision}
+	switch x.kind {
+	case callPut:
+		op.Kind = history.Put
+	case callDelete:
+		op.Kind = history.Delete
+	case callGet:
+		op.Kind = history.Get
+	case callList:
+		op = history.Op{Kind: history.List}
+	}
+	x.id = h.told.Begin(x.c.id, op, int64(h.w.now))
+}
+
+// check has what clients were told checked on its own, when all is over. It is
+// helped with writes of unknown outcome, of which the model knows by now what has
+// become: with hundreds of them no search for an order would end.
+func (h *judge) check() {
+	for _, x := range h.unknown {
+		h.told.End(x.id, h.w.facts.model.outcome(x), int64(h.w.now))
+	}
+	report, err := h.told.Check(time.Minute)
+	if err != nil {
+		h.w.fail("%v", err)
+	}
+	h.w.count.add("operations checked for linearizability", uint64(report.Total()))
+}
+
+// number returns the number under which a write was sent, 0 if it never was. It
+// looks where nobody else may: a caller needs no numbers.
+func (x *call) number() uint64 {
+	ticket := reflect.ValueOf(x.ticket)
+	batch, index := ticket.FieldByName("batch").Elem(), ticket.FieldByName("index").Int()
+	first, kept := batch.FieldByName("first").Uint(), batch.FieldByName("kept")
+	if first == 0 || kept.IsNil() {
+		return first + uint64(boolInt(first != 0))*uint64(index)
+	}
+	for at := range kept.Len() {
+		if kept.Index(at).Int() == index {
+			return first + uint64(at)
+		}
+	}
+	return 0
 }
 
 // record judges the outcome of a call.
-func (h *history) record(x *call, revision uint64, err error) {
+func (h *judge) record(x *call, revision uint64, err error) {
 	w := h.w
 	switch {
 	case !x.kind.isWrite() && err == nil:
@@ -33,12 +88,20 @@ func (h *history) record(x *call, revision uint64, err error) {
 			w.fail("a put took effect and returned %v", err)
 		}
 	}
+	if !x.kind.isWrite() && err == nil {
+		h.told.End(x.id, x.shown, int64(w.now))
+	} else if x.kind.isWrite() && errors.Is(err, ErrOutcomeUnknown) {
+		x.sent = [2]uint64{x.p.raftID(), x.number()}
+		h.unknown = append(h.unknown, x) // open until the end
+	} else {
+		h.told.End(x.id, history.Result{Outcome: history.OutcomeOf(err), Revision: revision}, int64(w.now))
+	}
 	w.note(x.p.place.id, "end", uint64(x.c.id), uint64(x.kind), revision)
 	w.count.outcome(x.kind, err)
 }
 
 // checkWrite checks a write that was acknowledged.
-func (h *history) checkWrite(x *call, revision uint64) {
+func (h *judge) checkWrite(x *call, revision uint64) {
 	w, m := h.w, h.w.facts.model
 	h.advance(x, revision, x.kind == callPut)
 	if revision > m.revision() {
@@ -60,7 +123,7 @@ func (h *history) checkWrite(x *call, revision uint64) {
 }
 
 // advance checks that real time agrees with the order of revisions.
-func (h *history) advance(x *call, revision uint64, changed bool) {
+func (h *judge) advance(x *call, revision uint64, changed bool) {
 	if revision < x.floor || changed && revision == x.floor {
 		h.w.fail("%s of %q by client %d on member %d, begun at %v, is of revision %d; %d had been returned before it began",
 			callNames[x.kind], x.key, x.c.id, x.p.place.id, x.began, revision, x.floor)
@@ -69,7 +132,7 @@ func (h *history) advance(x *call, revision uint64, changed bool) {
 }
 
 // checkMismatch checks a write whose condition was not met.
-func (h *history) checkMismatch(x *call, revision uint64) {
+func (h *judge) checkMismatch(x *call, revision uint64) {
 	h.advance(x, revision, false)
 	_, at := h.w.facts.model.at(x.key, revision)
 	if !x.conditional || at == x.revision {
@@ -79,7 +142,7 @@ func (h *history) checkMismatch(x *call, revision uint64) {
 }
 
 // checkRead reads, as the caller does that has been let go on.
-func (h *history) checkRead(x *call) {
+func (h *judge) checkRead(x *call) {
 	w, m, f := h.w, h.w.facts.model, x.p.n.fsm
 	if x.kind == callList {
 		h.checkList(x)
@@ -89,18 +152,23 @@ func (h *history) checkRead(x *call) {
 	h.advance(x, revision, false)
 	item, ok := f.get(x.key)
 	value, at := m.at(x.key, revision)
+	if x.shown.Outcome = history.NotFound; ok {
+		x.shown = history.Result{Outcome: history.OK, Value: string(item.Value), Revision: item.Revision}
+	}
 	if ok != (at != 0) || ok && (string(item.Value) != value || item.Revision != at) {
 		w.fail("get of %q on member %d differs from the model at revision %d", x.key, x.p.place.id, revision)
 	}
 	x.c.known[x.key] = at
 }
 
-func (h *history) checkList(x *call) {
+func (h *judge) checkList(x *call) {
 	w, m := h.w, h.w.facts.model
-	l := x.p.n.fsm.list("k", "", 0)
+	l := x.p.n.fsm.list("", "", 0)
 	h.advance(x, l.Revision, false)
 	n := 0
+	x.shown = history.Result{Outcome: history.OK, Revision: l.Revision}
 	for kv := range l.All() {
+		x.shown.Items = append(x.shown.Items, history.Item{Key: kv.Key, Value: string(kv.Value), Revision: kv.Revision})
 		value, at := m.at(kv.Key, l.Revision)
 		if at != kv.Revision || value != string(kv.Value) {
 			w.fail("list on member %d: %q differs from the model at revision %d", x.p.place.id, kv.Key, l.Revision)

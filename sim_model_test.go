@@ -5,6 +5,7 @@ import (
 
 	"example.com/raftkv/internal/command"
 	"example.com/raftkv/internal/dedup"
+	"example.com/raftkv/internal/history"
 )
 
 // A model is what the committed log means: a second state machine, as plain as
@@ -17,7 +18,8 @@ type model struct {
 	changes   []change1           // by revision
 	keys      map[string][]uint64 // the revisions that changed a key, ascending
 	origins   map[uint64]*modelOrigin
-	values    map[string]uint64 // the revision that wrote a value; they are unique
+	values    map[string]uint64            // the revision that wrote a value; they are unique
+	results   map[[2]uint64]history.Result // by origin and number
 }
 
 // change1 is what a revision did.
@@ -35,6 +37,7 @@ func newModel() *model {
 	return &model{
 		revisions: []uint64{0}, changes: make([]change1, 1), keys: make(map[string][]uint64),
 		origins: make(map[uint64]*modelOrigin), values: make(map[string]uint64),
+		results: make(map[[2]uint64]history.Result),
 	}
 }
 
@@ -95,16 +98,27 @@ func (m *model) batch(w *world, t task) {
 			w.fail("entry %d: number %d is beyond the window", t.index, number)
 		default:
 			o.applied[number] = true
-			m.command(w, c)
+			m.results[[2]uint64{b.Origin, number}] = m.command(w, c)
 		}
 	}
 }
 
-func (m *model) command(w *world, c command.Command) {
+// outcome returns what has become of a write that was sent.
+func (m *model) outcome(x *call) history.Result {
+	if r, ok := m.results[x.sent]; ok {
+		return r
+	}
+	return history.Result{Outcome: history.NotDone}
+}
+
+func (m *model) command(w *world, c command.Command) history.Result {
 	key := string(c.Key)
 	_, current := m.at(key, m.revision())
-	if c.Conditional && c.IfRevision != current || c.Op == command.Delete && current == 0 {
-		return
+	switch {
+	case c.Conditional && c.IfRevision != current:
+		return history.Result{Outcome: history.Mismatch, Revision: m.revision()}
+	case c.Op == command.Delete && current == 0:
+		return history.Result{Outcome: history.OK, Revision: m.revision()}
 	}
 	r := change1{key: key, value: string(c.Value), deleted: c.Op == command.Delete}
 	m.changes = append(m.changes, r)
@@ -115,6 +129,7 @@ func (m *model) command(w *world, c command.Command) {
 		}
 		m.values[r.value] = m.revision()
 	}
+	return history.Result{Outcome: history.OK, Revision: m.revision()}
 }
 
 // at returns the value of a key at a revision of the store, and the revision

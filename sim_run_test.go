@@ -23,7 +23,7 @@ func newWorld(seed uint64, members int, c *counts) *world {
 	w := &world{seed: seed, rnd: rand.New(rand.NewPCG(seed, 0x5eed)), count: c}
 	w.plan = newPlan(w, members)
 	w.facts = newFacts(w)
-	w.hist = &history{w: w, notDone: make(map[string]bool)}
+	w.hist = &judge{w: w, notDone: make(map[string]bool)}
 	w.ops.w = w
 	w.faults.w = w
 	n := w.plan.members + w.plan.spares
@@ -173,6 +173,7 @@ func (w *world) recover() {
 	}
 	w.serveEverywhere()
 	w.checkNotDone()
+	w.hist.check()
 }
 
 // serveEverywhere has every member answer a write and a read.
@@ -180,24 +181,33 @@ func (w *world) serveEverywhere() {
 	before := w.count.failed
 	w.plan.deadlineMin, w.plan.deadlineMax, w.plan.conditional = simAnswerBound, simAnswerBound+1, 0
 	for _, m := range w.facts.newest.Members {
-		p := w.runs(m)
 		for _, kind := range []callKind{callPut, callGet, callDelete, callList} {
-			c := &client{w: w, id: 1_000_000 + int(m.RaftID&0xffff), n: int(kind), place: p.place.at, known: make(map[string]uint64), once: true}
-			x := &call{c: c, kind: kind, key: "k0"}
-			if kind == callPut {
-				x.value = fmt.Sprintf("last %x", m.RaftID)
-			}
-			c.begin(p, x)
-			p.settle()
+			w.callOn(w.runs(m), kind, int(m.RaftID))
 		}
 	}
 	w.runUntil(w.now + simAnswerBound + time.Second)
 	if w.count.failed != before {
 		w.fail("calls on a healthy cluster fail")
 	}
+	w.callOn(w.leader(), callList, 9)
+	w.runUntil(w.now + simAnswerBound)
+	if w.count.failed != before {
+		w.fail("calls on a healthy cluster fail")
+	}
 	if why, same := w.facts.sameEverywhere(); !same {
 		w.fail("members have not applied the same in the end: %s", why)
 	}
+}
+
+// callOn makes one call on a process, for all to see whether it is answered.
+func (w *world) callOn(p *process, kind callKind, id int) {
+	c := &client{w: w, id: id, place: p.place.at, known: make(map[string]uint64), once: true}
+	x := &call{c: c, kind: kind, key: "k0"}
+	if kind == callPut {
+		x.value = fmt.Sprintf("last %x", id)
+	}
+	c.begin(p, x)
+	p.settle()
 }
 
 // checkNotDone checks that what was said not to be done never was.

@@ -30,7 +30,7 @@ type world struct {
 	places []*place
 	paths  [][]*path // by place from, place to
 	facts  *facts    // what must hold
-	hist   *history
+	hist   *judge
 	ops    operator
 	faults nemesis
 	nets   netStats
@@ -200,7 +200,7 @@ func (t *trace) tail(n int) string {
 
 func (l *traceLine) isTraffic() bool {
 	switch l.kind {
-	case "frame", "tick", "MsgHeartbeat", "MsgHeartbeatResp", "MsgApp", "MsgAppResp", "MsgReadIndex", "MsgReadIndexResp", "begin", "apply":
+	case "frame", "tick", "MsgHeartbeat", "MsgHeartbeatResp", "MsgApp", "MsgAppResp", "MsgReadIndex", "MsgReadIndexResp", "begin", "end", "apply", "hello":
 		return true
 	}
 	return false
