@@ -2,6 +2,7 @@ package raftkv
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -44,7 +45,8 @@ var allFaults = []simFault{
 	{"slow loop", 20 * time.Second, (*world).slowLoop},
 	{"clock skew", 30 * time.Second, func(w *world) { w.setClocks() }},
 	{"interrupted snapshot", 2 * time.Second, (*world).interruptSnapshot},
-	{"burst of writes", 10 * time.Second, (*world).burst},
+	{"burst of writes", 10 * time.Second, func(w *world) { w.burst(w.at1(w.somePlace()), 64) }},
+	{"overtaken writer", 12 * time.Second, (*world).overtake},
 	{"operator", 4 * time.Second, func(w *world) { w.ops.act() }},
 }
 
@@ -75,16 +77,20 @@ func (f *nemesis) again(k simFault) {
 
 // strike hits a replacement at its present step: the newcomer or the leader.
 func (f *nemesis) strike(r *replacement) {
-	w := f.w
+	w, at := f.w, r.step
 	if !f.active || !w.chance(w.plan.targeted) {
 		return
 	}
-	w.after(w.between(0, 30*time.Millisecond), func() {
-		if !f.active {
+	soon := time.Millisecond // some steps are short
+	if w.chance(0.3) {
+		soon = 50 * time.Millisecond
+	}
+	w.after(w.between(0, soon), func() {
+		if !f.active || r.step != at {
 			return
 		}
 		p := w.leader()
-		if w.chance(0.6) {
+		if w.chance(0.5) {
 			m, _ := w.facts.newest.Lookup(r.raftID)
 			p = w.runs(m)
 		}
@@ -403,15 +409,35 @@ func (w *world) appendProposed(all [][]roster.Member, p *process) [][]roster.Mem
 }
 
 // burst has many writes called at once on one process.
-func (w *world) burst() {
-	p := w.at1(w.somePlace())
+func (w *world) burst(p *process, valueBytes int) {
 	if p == nil || p.paused || p.n.usable() != nil || w.hist.closed {
 		return
 	}
 	for range 20 + w.rnd.IntN(80) {
 		c := &client{w: w, id: 1000 + w.hist.bursts, place: p.place.at, known: make(map[string]uint64), once: true}
 		w.hist.bursts++
-		c.begin(p, c.choose())
+		x := c.choose()
+		if x.kind == callPut {
+			x.value += strings.Repeat("y", w.rnd.IntN(valueBytes))
+		}
+		c.begin(p, x)
 	}
 	p.settle()
+}
+
+// overtake has a member's writes reach the leader, and the log outgrow what is
+// kept before the member hears of them: only a snapshot can answer them.
+func (w *world) overtake() {
+	leader := w.leader()
+	p := w.at1(w.somePlace())
+	if leader == nil || p == nil || p == leader || p.paused || p.raftID() == 0 || p.net.links[leader.raftID()] == nil {
+		return
+	}
+	w.burst(p, 64)
+	w.after(w.between(time.Millisecond, 20*time.Millisecond), func() {
+		w.isolate(p.place, true, false)
+		for i := range 8 {
+			w.after(time.Duration(i)*w.between(10*time.Millisecond, 200*time.Millisecond), func() { w.burst(w.leader(), 8<<10) })
+		}
+	})
 }

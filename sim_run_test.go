@@ -54,7 +54,40 @@ func (w *world) run() {
 	w.runUntil(w.now + w.plan.safety)
 	w.note(0, "heal", 0, 0, 0)
 	w.faults.stop()
+	if w.plan.loseMajority {
+		w.loseMajority()
+		return
+	}
 	w.recover()
+}
+
+// loseMajority kills so many voters at once that the cluster cannot survive, and
+// lets them come back blank. Nothing is promised then, but that nothing wrong is
+// said: the invariants go on to be checked, and with them all answers.
+func (w *world) loseMajority() {
+	voters := w.facts.newest.Conf.GetVoters()
+	for _, i := range w.rnd.Perm(len(voters))[:len(voters)/2+1] {
+		m, _ := w.facts.newest.Lookup(voters[i])
+		if p := w.runs(m); p != nil {
+			p.crash(false)
+			w.restart(p.place, w.between(0, 3*time.Second))
+		}
+	}
+	w.note(0, "majority lost", 0, 0, 0)
+	index := w.facts.newest.Index
+	w.runUntil(w.now + 30*time.Second)
+	if !w.facts.newest.IsJoint() && w.facts.newest.Index != index && w.isWhole() {
+		w.fail("a cluster without a majority has replaced its members")
+	}
+	w.hist.closed = true
+	w.runUntil(w.now + w.plan.deadlineMax + time.Second)
+	for _, p := range w.procs {
+		if p != nil && len(p.calls) > 0 {
+			w.fail("calls hang on member %d", p.place.id)
+		}
+	}
+	w.checkNotDone()
+	w.hist.check()
 }
 
 // found founds the cluster, as Node.coordinate does, until it is there.

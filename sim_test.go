@@ -35,6 +35,7 @@ type counts struct {
 	frames      uint64
 	messages    uint64
 	failed      uint64 // calls without an answer
+	violations  int
 	faults      map[string]uint64
 	events      map[string]uint64
 	outcomes    [callList + 1]map[string]uint64
@@ -67,11 +68,14 @@ func (c *counts) outcome(kind callKind, err error) {
 }
 
 // runSeed runs a seed and returns the hash of its trace.
-func runSeed(t *testing.T, seed uint64, c *counts) uint64 {
+func runSeed(t *testing.T, seed uint64, c *counts, options ...func(*plan)) uint64 {
 	t.Helper()
 	cryptotest.SetGlobalRandom(t, seed)
 	began := time.Now()
 	w := newWorld(seed, *simMembers, c)
+	for _, o := range options {
+		o(&w.plan)
+	}
 	w.trace.all = *simTrace
 	broken := w.guarded(w.run)
 	hash := w.close()
@@ -82,6 +86,7 @@ func runSeed(t *testing.T, seed uint64, c *counts) uint64 {
 			seed, w.now.Round(time.Second), time.Since(began).Round(time.Millisecond), w.facts.model.index, hash)
 	}
 	if broken != "" {
+		c.violations++
 		t.Fatalf("at %v: %s\n%s\nreplay: go test -run '^TestSimulator$' . -sim.members %d -sim.seed %d -sim.trace",
 			w.now, broken, w.trace.tail(50), *simMembers, seed)
 	}
@@ -99,9 +104,9 @@ func TestSimulator(t *testing.T) {
 		run(*simSeed)
 		return
 	case *simHours == 0:
-		n := uint64(8)
+		n := uint64(10)
 		if raceEnabled {
-			n = 1
+			n = 2
 		}
 		for seed := range n {
 			run(*simBase + seed)
@@ -115,18 +120,21 @@ func TestSimulator(t *testing.T) {
 		}
 	}
 	c.report(time.Since(began))
+	if !t.Failed() {
+		c.holdToFloors(t)
+	}
 }
 
 // report prints what was done.
 func (c *counts) report(wall time.Duration) {
 	fmt.Printf("simulated %.2f h with %d members in %d seeds and %v: %.0f times real time; slowest heal %v\n",
 		c.simulated.Hours(), *simMembers, c.seeds, wall.Round(time.Millisecond), c.simulated.Seconds()/wall.Seconds(), c.slowestHeal)
-	fmt.Printf("%d frames, %d messages\n", c.frames, c.messages)
+	fmt.Printf("%d frames, %d messages, %d violations\n", c.frames, c.messages, c.violations)
 	for kind, outcomes := range c.outcomes {
 		fmt.Printf("%-8s %s\n", callNames[kind], table(outcomes))
 	}
-	fmt.Printf("faults: %s\n", table(c.faults))
-	fmt.Printf("events: %s\n", table(c.events))
+	fmt.Printf("faults:  %s\n", table(c.faults))
+	fmt.Printf("events:  %s\n", table(c.events))
 }
 
 func table(m map[string]uint64) string {
@@ -144,5 +152,19 @@ func TestSimulatorReplaysIdentically(t *testing.T) {
 	}
 	if hashes[0] != hashes[1] {
 		t.Errorf("the same seed has traces %016x and %016x", hashes[0], hashes[1])
+	}
+}
+
+// TestSimulatedLossOfMajority runs seeds in which a majority loses its memory.
+func TestSimulatedLossOfMajority(t *testing.T) {
+	n := uint64(3)
+	if *simHours > 0 {
+		n = uint64(*simHours * 20)
+	}
+	c := newCounts()
+	for seed := range n {
+		t.Run(fmt.Sprintf("seed=%d", *simBase+seed), func(t *testing.T) {
+			runSeed(t, *simBase+seed, c, func(p *plan) { p.loseMajority, p.safety = true, p.safety/4 })
+		})
 	}
 }
