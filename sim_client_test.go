@@ -36,9 +36,11 @@ const (
 	callDelete
 	callGet
 	callList
+	callStale // a get that asks nobody
+	callKinds
 )
 
-var callNames = [...]string{"put", "delete", "get", "list"}
+var callNames = [...]string{"put", "delete", "get", "list", "stale"}
 
 // A call is one call of a client that has not returned.
 type call struct {
@@ -93,6 +95,8 @@ func (c *client) choose() *call {
 	switch r := w.rnd.Float64(); {
 	case c.again != "":
 		x.key, x.kind, c.again = c.again, callGet, "" // what has become of it?
+	case r < w.plan.reads/10:
+		x.kind = callStale
 	case r < w.plan.reads:
 		x.kind = callGet
 	case r < w.plan.reads+w.plan.lists:
@@ -122,6 +126,11 @@ func (c *client) begin(p *process, x *call) {
 	w.note(p.place.id, "begin", uint64(c.id), uint64(x.kind), x.revision)
 	if err := p.n.enter(context.Background()); err != nil {
 		w.fail("member %d: a usable node takes no call: %v", p.place.id, err)
+	}
+	if x.kind == callStale {
+		p.n.calls.leave()
+		x.finished(0, nil)
+		return
 	}
 	if err := x.submit(); err != nil {
 		p.n.calls.leave()

@@ -34,6 +34,8 @@ func (h *judge) begin(x *call) {
 		op.Kind = history.Delete
 	case callGet:
 		op.Kind = history.Get
+	case callStale:
+		op.Kind, op.Stale = history.Get, true
 	case callList:
 		op = history.Op{Kind: history.List}
 	}
@@ -149,7 +151,9 @@ func (h *judge) checkRead(x *call) {
 		return
 	}
 	_, revision, _ := f.status()
-	h.advance(x, revision, false)
+	if x.kind != callStale {
+		h.advance(x, revision, false)
+	}
 	item, ok := f.get(x.key)
 	value, at := m.at(x.key, revision)
 	if x.shown.Outcome = history.NotFound; ok {

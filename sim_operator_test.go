@@ -84,8 +84,20 @@ func (o *operator) choose() *membership.Request {
 
 var operations = []string{"add", "add", "remove", "promote", "promote", "demote", "drop", "swap", "transfer", "transfer", "transfer"}
 
+// setVoters asks for voters, unless so many of them have just died that the
+// cluster could not survive the change: that they are dead the leader learns only
+// after an election timeout.
 func (o *operator) setVoters(ids []uint64, retain bool) *membership.Request {
 	slices.Sort(ids)
+	dead := 0
+	for _, id := range ids {
+		if m, _ := o.w.facts.newest.Newest(id); o.w.runs(m) == nil {
+			dead++
+		}
+	}
+	if dead > (len(ids)-1)/2 {
+		return nil
+	}
 	return &membership.Request{Kind: membership.SetVoters, Voters: ids, Retain: retain}
 }
 
@@ -140,11 +152,53 @@ func (o *operator) try() {
 		w.after(100*time.Millisecond, func() { o.retry(attempt) })
 		return
 	}
-	if r.Kind == membership.AddLearner {
-		o.probe(leader, attempt)
+	if v := p.n.view.Load(); isInForce(v.roster, r) {
+		o.finish(v.roster, nil) // and the answer was lost
 		return
 	}
-	o.submit(leader, attempt, r.Member.Nonce, nil)
+	if p == leader {
+		o.lead(leader, attempt)
+		return
+	}
+	o.forward(p, leader, attempt)
+}
+
+// forward is Node.changeThere and grpcTransport.Forward: the leader first decides
+// whether it is a member that asks.
+func (o *operator) forward(p, leader *process, attempt int) {
+	w, r := o.w, o.request
+	l := p.net.links[leader.raftID()]
+	if l == nil || p.paused {
+		w.after(100*time.Millisecond, func() { o.retry(attempt) })
+		return
+	}
+	hello := p.net.hello(l.member)
+	w.after(w.paths[p.place.at][leader.place.at].takes(w), func() {
+		leader.arrive(func() {
+			leader.n.post(func(l *loop) {
+				inForce, err := l.welcomeRequest(hello, r)
+				switch {
+				case err != nil:
+					w.after(time.Millisecond, func() { o.answered(attempt, nil, membership.ErrNotLeader) })
+				case inForce != nil:
+					w.after(time.Millisecond, func() { o.answered(attempt, inForce, nil) })
+				default:
+					w.after(0, func() { o.lead(leader, attempt) })
+				}
+			})
+		})
+	})
+}
+
+// lead is the part of a call that the leader does.
+func (o *operator) lead(leader *process, attempt int) {
+	switch {
+	case attempt != o.attempt || !leader.alive:
+	case o.request.Kind == membership.AddLearner:
+		o.probe(leader, attempt)
+	default:
+		o.submit(leader, attempt, "", nil)
+	}
 }
 
 func (o *operator) retry(attempt int) {

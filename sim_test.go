@@ -38,7 +38,7 @@ type counts struct {
 	violations  int
 	faults      map[string]uint64
 	events      map[string]uint64
-	outcomes    [callList + 1]map[string]uint64
+	outcomes    [callKinds]map[string]uint64
 }
 
 func newCounts() *counts {
