@@ -72,9 +72,7 @@ func (l *loop) isReady() bool {
 }
 
 // lostQuorum returns an error if those voters that are not lost are no majority
-// of one half of the configuration in force. Lost is who does not answer and in
-// whose place another process was met: it has forgotten what it acknowledged.
-// Who is only silent may come back.
+// of one half of the configuration in force.
 func (l *loop) lostQuorum() error {
 	if len(l.links.inPlace) == 0 || l.lead.raftID != 0 && l.lead.raftID != l.raftID && l.answers(l.lead.raftID) {
 		return nil
@@ -82,7 +80,7 @@ func (l *loop) lostQuorum() error {
 	for _, half := range [][]uint64{l.roster.Conf.GetVoters(), l.roster.Conf.GetVotersOutgoing()} {
 		var lost []uint64
 		for _, raftID := range half {
-			if l.links.inPlace[raftID] != "" && !l.answers(raftID) {
+			if l.isLost(raftID) {
 				lost = append(lost, roster.MemberID(raftID))
 			}
 		}
@@ -91,6 +89,14 @@ func (l *loop) lostQuorum() error {
 		}
 	}
 	return nil
+}
+
+// isLost reports whether an incarnation has forgotten what it acknowledged: it
+// does not answer, and another process was met in its place, or is this one. Who
+// is only silent may come back.
+func (l *loop) isLost(raftID uint64) bool {
+	isOurs := roster.MemberID(raftID) == l.cfg.ID && raftID != l.raftID
+	return (isOurs || l.links.inPlace[raftID] != "") && !l.answers(raftID)
 }
 
 func quorum(voters int) int { return voters/2 + 1 }

@@ -99,9 +99,10 @@ func forgetRemoved[T any](r *roster.Roster, kept map[uint64]T) {
 	maps.DeleteFunc(kept, func(raftID uint64, _ T) bool { return r.IsRemoved(raftID) })
 }
 
-// connect tells the transport whom to be linked with.
+// connect tells the transport whom to be linked with: not with an earlier
+// incarnation of this member, at whose address this process answers.
 func (l *loop) connect() {
-	members := slices.DeleteFunc(slices.Clone(l.roster.Members), func(m roster.Member) bool { return m.RaftID == l.raftID })
+	members := slices.DeleteFunc(slices.Clone(l.roster.Members), func(m roster.Member) bool { return m.ID() == l.cfg.ID })
 	for _, g := range l.links.guests {
 		members = append(members, g)
 	}

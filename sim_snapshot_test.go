@@ -3,7 +3,6 @@ package raftkv
 import (
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"iter"
 	"slices"
 	"time"
@@ -11,6 +10,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
+	"example.com/raftkv/internal/checksum"
 	"example.com/raftkv/internal/roster"
 	"example.com/raftkv/internal/snapshot"
 	kvpb "example.com/raftkv/proto/raftkv/v1"
@@ -109,7 +109,7 @@ func (x *simSnapshot) pushChunk() {
 		x.push(&kvpb.SnapshotRequest{Part: &kvpb.SnapshotRequest_Trailer{Trailer: trailer}}, x.await)
 		return
 	}
-	chunk := &kvpb.SnapshotChunk{Crc: crc32.Checksum(data, castagnoli), Data: data}
+	chunk := &kvpb.SnapshotChunk{Crc: checksum.Of(data), Data: data}
 	x.push(&kvpb.SnapshotRequest{Part: &kvpb.SnapshotRequest_Chunk{Chunk: chunk}}, x.pushChunk)
 }
 
@@ -208,7 +208,7 @@ func (x *simSnapshot) add(part *kvpb.SnapshotRequest) error {
 		return nil
 	}
 	chunk := part.GetChunk()
-	if crc32.Checksum(chunk.GetData(), castagnoli) != chunk.GetCrc() {
+	if checksum.Of(chunk.GetData()) != chunk.GetCrc() {
 		return fmt.Errorf("%w: snapshot chunk with a wrong checksum", ErrInvalid)
 	}
 	x.w.count.add("snapshot chunks", 1)
