@@ -34,9 +34,9 @@ var allFaults = []simFault{
 	{"chain", 30 * time.Second, (*world).chain},
 	{"broken stream", 3 * time.Second, func(w *world) { a := w.aPath()[0]; w.breakStreams(a.from, a.to) }},
 	{"slow link", 10 * time.Second, (*world).slowLink},
-	{"paused member", 10 * time.Second, func(w *world) { w.pauseFor(w.at1(w.somePlace())) }},
+	{"paused member", 10 * time.Second, func(w *world) { w.pauseFor(w.someProcess()) }},
 	{"paused leader", 8 * time.Second, func(w *world) { w.pauseFor(w.leader()) }},
-	{"crash", 10 * time.Second, func(w *world) { w.strike(w.at1(w.somePlace())) }},
+	{"crash", 10 * time.Second, func(w *world) { w.strike(w.someProcess()) }},
 	{"crash of the leader", 15 * time.Second, func(w *world) { w.strike(w.leader()) }},
 	{"crash of a learner", 10 * time.Second, func(w *world) { w.strike(w.aLearner()) }},
 	{"quick restarts", 40 * time.Second, (*world).quickRestarts},
@@ -45,7 +45,7 @@ var allFaults = []simFault{
 	{"slow loop", 20 * time.Second, (*world).slowLoop},
 	{"clock skew", 30 * time.Second, func(w *world) { w.setClocks() }},
 	{"interrupted snapshot", 2 * time.Second, (*world).interruptSnapshot},
-	{"burst of writes", 10 * time.Second, func(w *world) { w.burst(w.at1(w.somePlace()), 64) }},
+	{"burst of writes", 10 * time.Second, func(w *world) { w.burst(w.someProcess(), 64) }},
 	{"overtaken writer", 12 * time.Second, (*world).overtake},
 	{"operator", 4 * time.Second, func(w *world) { w.ops.act() }},
 }
@@ -55,7 +55,6 @@ type nemesis struct {
 	w       *world
 	active  bool
 	rolling bool
-	hunted  map[uint64]bool // replacements that were hit
 }
 
 func (f *nemesis) begin() {
@@ -124,7 +123,8 @@ func (f *nemesis) stop() {
 
 func (w *world) somePlace() *place { return w.places[w.rnd.IntN(len(w.places))] }
 
-func (w *world) at1(pl *place) *process { return w.procs[pl.at] }
+// someProcess returns what runs at a place, nil if nothing does.
+func (w *world) someProcess() *process { return w.procs[w.somePlace().at] }
 
 func (w *world) leaderPlace() *place {
 	if p := w.leader(); p != nil {
@@ -163,11 +163,13 @@ func (w *world) aWhile() time.Duration {
 }
 
 // cutFor cuts paths for a while.
-func (w *world) cutFor(paths []*path) {
+func (w *world) cutFor(paths []*path) { w.cutPaths(w.aWhile(), paths) }
+
+func (w *world) cutPaths(d time.Duration, paths []*path) {
 	for _, p := range paths {
 		w.cut(p)
 	}
-	w.after(w.aWhile(), func() {
+	w.after(d, func() {
 		for _, p := range paths {
 			w.heal(p)
 		}
@@ -175,8 +177,9 @@ func (w *world) cutFor(paths []*path) {
 }
 
 // cutBetween cuts all paths between places for which apart says so.
-func (w *world) cutBetween(apart func(a, b int) bool) {
-	var paths []*path
+func (w *world) cutBetween(apart func(a, b int) bool) { w.cutFor(w.pathsBetween(apart)) }
+
+func (w *world) pathsBetween(apart func(a, b int) bool) (paths []*path) {
 	for a, row := range w.paths {
 		for b, p := range row {
 			if a != b && apart(a, b) {
@@ -184,11 +187,13 @@ func (w *world) cutBetween(apart func(a, b int) bool) {
 			}
 		}
 	}
-	w.cutFor(paths)
+	return paths
 }
 
-func (w *world) isolate(pl *place, in, out bool) {
-	w.cutBetween(func(a, b int) bool { return in && b == pl.at || out && a == pl.at })
+func (w *world) isolate(pl *place, in, out bool) { w.isolateFor(w.aWhile(), pl, in, out) }
+
+func (w *world) isolateFor(d time.Duration, pl *place, in, out bool) {
+	w.cutPaths(d, w.pathsBetween(func(a, b int) bool { return in && b == pl.at || out && a == pl.at }))
 }
 
 // partition splits the places in two.
@@ -429,13 +434,16 @@ func (w *world) burst(p *process, valueBytes int) {
 // kept before the member hears of them: only a snapshot can answer them.
 func (w *world) overtake() {
 	leader := w.leader()
-	p := w.at1(w.somePlace())
+	p := w.someProcess()
 	if leader == nil || p == nil || p == leader || p.paused || p.raftID() == 0 || p.net.links[leader.raftID()] == nil {
 		return
 	}
 	w.burst(p, 64)
 	w.after(w.between(time.Millisecond, 20*time.Millisecond), func() {
-		w.isolate(p.place, true, false)
+		w.isolateFor(w.between(300*time.Millisecond, 3*time.Second), p.place, true, false)
+		for at := range w.procs {
+			w.breakStreams(at, p.place.at) // or what was sent would come after all
+		}
 		for i := range 8 {
 			w.after(time.Duration(i)*w.between(10*time.Millisecond, 200*time.Millisecond), func() { w.burst(w.leader(), 8<<10) })
 		}

@@ -32,7 +32,6 @@ type facts struct {
 	model   *model
 	sent    map[[2]uint64]bool // batches that were forwarded, by origin and first number
 	changes []*replacement     // replacements under way, by member ID
-	expect  []uint64           // raft IDs that never became a member, for naught
 }
 
 // processSeen is how far a process was when last looked at.
@@ -54,8 +53,6 @@ func newFacts(w *world) *facts {
 	}
 }
 
-func (f *facts) born(*process) {}
-
 // owns notes that a process has a raft ID, which no other ever had.
 func (f *facts) owns(p *process, raftID uint64) {
 	if owner := f.owners[raftID]; owner != nil && owner != p {
@@ -73,7 +70,7 @@ func (f *facts) spoken(p *process, m *pb.Message) {
 	kind := m.GetType()
 	f.w.note(p.place.id, kind.String(), m.GetTo(), term, m.GetIndex())
 	if f.owners[from] != p || !p.alive || p.paused {
-		f.w.fail("raft ID %x speaks for process %d of member %d, which is not it or does not run", from, p.life, p.place.id)
+		f.w.fail("raft ID %x speaks for a process of member %d, which is not it or does not run", from, p.place.id)
 	}
 	switch kind {
 	case pb.MsgApp, pb.MsgHeartbeat, pb.MsgSnap, pb.MsgTimeoutNow:

@@ -15,15 +15,15 @@ import (
 type model struct {
 	index     uint64
 	revisions []uint64            // by index
-	changes   []change1           // by revision
+	changes   []edit              // by revision
 	keys      map[string][]uint64 // the revisions that changed a key, ascending
 	origins   map[uint64]*modelOrigin
 	values    map[string]uint64            // the revision that wrote a value; they are unique
 	results   map[[2]uint64]history.Result // by origin and number
 }
 
-// change1 is what a revision did.
-type change1 struct {
+// An edit is what a revision did.
+type edit struct {
 	key, value string
 	deleted    bool
 }
@@ -35,7 +35,7 @@ type modelOrigin struct {
 
 func newModel() *model {
 	return &model{
-		revisions: []uint64{0}, changes: make([]change1, 1), keys: make(map[string][]uint64),
+		revisions: []uint64{0}, changes: make([]edit, 1), keys: make(map[string][]uint64),
 		origins: make(map[uint64]*modelOrigin), values: make(map[string]uint64),
 		results: make(map[[2]uint64]history.Result),
 	}
@@ -92,6 +92,7 @@ func (m *model) batch(w *world, t task) {
 		switch {
 		case number <= o.answered:
 			w.count.add("deduplicated commands", 1)
+			m.checkAbandoned(w, b.Origin, number)
 		case o.applied[number]:
 			w.count.add("deduplicated commands", 1)
 		case number > o.answered+dedup.Window:
@@ -99,6 +100,21 @@ func (m *model) batch(w *world, t task) {
 		default:
 			o.applied[number] = true
 			m.results[[2]uint64{b.Origin, number}] = m.command(w, c)
+		}
+	}
+}
+
+// checkAbandoned checks that nobody waits for a number that comes too late to be
+// applied ever.
+func (m *model) checkAbandoned(w *world, origin, number uint64) {
+	if _, applied := m.results[[2]uint64{origin, number}]; applied {
+		return
+	}
+	w.count.add("abandoned commands that came late", 1)
+	p := w.facts.owners[origin]
+	for _, x := range p.calls {
+		if x.kind.isWrite() && x.number() == number {
+			w.fail("a write of member %d that somebody waits for was dropped: number %d is below the watermark", p.place.id, number)
 		}
 	}
 }
@@ -120,7 +136,7 @@ func (m *model) command(w *world, c command.Command) history.Result {
 	case c.Op == command.Delete && current == 0:
 		return history.Result{Outcome: history.OK, Revision: m.revision()}
 	}
-	r := change1{key: key, value: string(c.Value), deleted: c.Op == command.Delete}
+	r := edit{key: key, value: string(c.Value), deleted: c.Op == command.Delete}
 	m.changes = append(m.changes, r)
 	m.keys[key] = append(m.keys[key], m.revision())
 	if !r.deleted {

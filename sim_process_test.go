@@ -10,16 +10,14 @@ import (
 // A place is where a process runs: a member ID and an address, over all of its
 // lives.
 type place struct {
-	w       *world
-	at      int    // its index
-	id      uint64 // the member ID
-	addr    string
-	rate    float64       // of its clock
-	lives   int           // processes that have run here
-	slow    time.Duration // how long its applier dawdles
-	lag     time.Duration // how long its loop takes to wake
-	pinned  bool          // a fault of its own is under way here; others keep off
-	retired bool          // removed by the operator: what runs here is a spare
+	w     *world
+	at    int    // its index
+	id    uint64 // the member ID
+	addr  string
+	rate  float64       // of its clock
+	lives int           // processes that have run here
+	slow  time.Duration // how long its applier dawdles
+	lag   time.Duration // how long its loop takes to wake
 }
 
 // A process is one life of a member: a Node as Start would make it, without
@@ -31,7 +29,6 @@ type process struct {
 	place *place
 	n     *Node
 	net   *simTransport
-	life  int
 
 	alive    bool
 	paused   bool
@@ -55,11 +52,10 @@ func (w *world) launch(pl *place) *process {
 	if err != nil {
 		w.fail("config: %v", err)
 	}
-	p := &process{w: w, place: pl, life: pl.lives, alive: true, n: newNode(cfg), inbound: make(map[*stream]bool)}
+	p := &process{w: w, place: pl, alive: true, n: newNode(cfg), inbound: make(map[*stream]bool)}
 	p.net = &simTransport{p: p, links: make(map[uint64]*simLink)}
 	p.n.loop.net = p.net
 	w.procs[pl.at] = p
-	w.facts.born(p)
 	w.noteText(pl.id, "start", uint64(pl.lives), 0, 0, fmt.Sprintf("%x", p.n.loop.nonce[:4]))
 	p.timer(w.between(0, p.tickEvery()), p.ticker)
 	p.wakeLinks()

@@ -184,10 +184,33 @@ func (w *world) must(err error) {
 func (w *world) recover() {
 	healed := w.now
 	w.ops.deadline = min(w.ops.deadline, w.now)
-	if !w.runWhile(healed+simHealBound, 200*time.Millisecond, func() bool { return w.leader() == nil || !w.isWhole() || w.ops.request != nil }) {
-		w.fail("%v after the last fault: leader %v, membership %s, operator %v", simHealBound, w.leader() != nil, membershipText(w.facts.newest), w.ops.request != nil)
+	if !w.runWhile(healed+simHealBound, 100*time.Millisecond, func() bool { return !w.isSettled() }) {
+		w.fail("%v after the last fault: leader %v, operator waits %v", simHealBound, w.leader() != nil, w.ops.request != nil)
+	}
+	members := membershipOf(w.facts.newest).Members
+	if !w.runWhile(healed+simHealBound, 100*time.Millisecond, func() bool { return w.leader() == nil || !w.isWhole() }) {
+		w.fail("%v after the last fault: leader %v, membership %s", simHealBound, w.leader() != nil, membershipText(w.facts.newest))
+	}
+	if now := membershipOf(w.facts.newest).Members; !slices.Equal(now, members) {
+		w.fail("members came back as %v, not as the %v that they were", now, members)
 	}
 	w.count.slowestHeal = max(w.count.slowestHeal, w.now-healed)
+	w.converge()
+	w.serveEverywhere()
+	w.checkNotDone()
+	w.hist.check()
+}
+
+// isSettled reports whether somebody leads and nothing that the operator asked for
+// is still under way.
+func (w *world) isSettled() bool {
+	p := w.leader()
+	return p != nil && w.ops.request == nil && !p.n.loop.IsPending() && !p.n.loop.change.worker.HasRequests() && !w.facts.newest.IsJoint()
+}
+
+// converge has clients stop and waits until all calls are answered and all members
+// have applied the same.
+func (w *world) converge() {
 	w.hist.closed = true
 	callsOpen := func() bool {
 		return slices.ContainsFunc(w.procs, func(p *process) bool { return p != nil && len(p.calls) > 0 })
@@ -204,9 +227,6 @@ func (w *world) recover() {
 	if !w.runWhile(w.now+simHealBound, 200*time.Millisecond, differ) {
 		w.fail("members have not applied the same: %s", why)
 	}
-	w.serveEverywhere()
-	w.checkNotDone()
-	w.hist.check()
 }
 
 // serveEverywhere has every member answer a write and a read.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -81,7 +82,7 @@ func runSeed(t *testing.T, seed uint64, c *counts, options ...func(*plan)) uint6
 	hash := w.close()
 	c.seeds++
 	c.simulated += w.now
-	if testing.Verbose() || broken != "" {
+	if testing.Verbose() || broken != "" || *simHours > 0 {
 		fmt.Printf("seed %d: %v in %v, %d entries, hash %016x\n",
 			seed, w.now.Round(time.Second), time.Since(began).Round(time.Millisecond), w.facts.model.index, hash)
 	}
@@ -94,6 +95,7 @@ func runSeed(t *testing.T, seed uint64, c *counts, options ...func(*plan)) uint6
 }
 
 func TestSimulator(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // a run keeps little, and makes much garbage
 	c := newCounts()
 	began := time.Now()
 	run := func(seed uint64) bool {
@@ -133,8 +135,11 @@ func (c *counts) report(wall time.Duration) {
 	for kind, outcomes := range c.outcomes {
 		fmt.Printf("%-8s %s\n", callNames[kind], table(outcomes))
 	}
-	fmt.Printf("faults:  %s\n", table(c.faults))
-	fmt.Printf("events:  %s\n", table(c.events))
+	for _, list := range []map[string]uint64{c.faults, c.events} {
+		for _, name := range slices.Sorted(maps.Keys(list)) {
+			fmt.Printf("  %-40s %10d %10.1f an hour\n", name, list[name], float64(list[name])/c.simulated.Hours())
+		}
+	}
 }
 
 func table(m map[string]uint64) string {
