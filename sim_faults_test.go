@@ -422,6 +422,9 @@ func (w *world) burst(p *process, valueBytes int) {
 		c := &client{w: w, id: 1000 + w.hist.bursts, place: p.place.at, known: make(map[string]uint64), once: true}
 		w.hist.bursts++
 		x := c.choose()
+		for !x.kind.isWrite() { // hundreds of reads at once have too many orders to be searched
+			x = c.choose()
+		}
 		if x.kind == callPut {
 			x.value += strings.Repeat("y", w.rnd.IntN(valueBytes))
 		}
