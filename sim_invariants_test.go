@@ -42,7 +42,8 @@ type processSeen struct {
 	terms           []uint64 // of the log's entries, by index less base
 	base            uint64
 	roster          *roster.Roster
-	pending         int // writes of callers before the applier's round
+	lost            bool // that it said that a majority is lost
+	pending         int  // writes of callers before the applier's round
 }
 
 func newFacts(w *world) *facts {
@@ -137,9 +138,29 @@ func (f *facts) afterRound(p *process) {
 		seen.roster = l.roster
 		f.memberships(p, l.roster)
 	}
+	f.checkLost(p)
 	f.checkLog(p)
 	if len(f.changes) > 0 && p.leads() {
 		f.watchCatchUp(p)
+	}
+}
+
+// checkLost checks that nobody says that a majority is lost where none is. A member
+// that has missed changes of the membership may be wrong about it: it knows that
+// those are lost whom it takes for voters. That is counted, not approved of.
+func (f *facts) checkLost(p *process) {
+	lost := p.n.view.Load().lost
+	if told := lost != nil; told == p.seen.lost {
+		return
+	}
+	p.seen.lost = lost != nil
+	switch {
+	case lost == nil || f.w.plan.loseMajority:
+	case p.n.loop.roster.Index == f.newest.Index:
+		f.w.fail("member %d says that a majority is lost: %v", p.place.id, lost)
+	default:
+		f.w.note(p.place.id, "lost?", p.n.loop.roster.Index, f.newest.Index, 0)
+		f.w.count.add("WRONG about a lost majority", 1)
 	}
 }
 

@@ -23,6 +23,13 @@ type operator struct {
 	deadline time.Duration
 	attempt  int
 	abandon  func() // has the worker that it was submitted to forget it
+	asked    []asked
+}
+
+// asked is a set of voters that may come into force until a time.
+type asked struct {
+	voters []uint64
+	until  time.Duration
 }
 
 // act begins a call, if none is under way.
@@ -37,6 +44,9 @@ func (o *operator) act() {
 	}
 	r.ID = randomID()
 	o.request, o.deadline = r, w.now+w.between(time.Second, 20*time.Second)
+	if r.Kind == membership.SetVoters {
+		o.asked = append(o.asked, asked{r.Voters, o.deadline + time.Minute}) // longer than any pause
+	}
 	w.noteText(0, "operator", uint64(r.Kind), r.Target, 0, fmt.Sprintf("%s %d %v", o.kind, r.Member.ID(), r.Voters))
 	o.try()
 }
@@ -112,18 +122,20 @@ func (o *operator) spare() *place {
 	return nil
 }
 
-// wanted returns the voters that a call under way asks for.
-func (o *operator) wanted() [][]roster.Member {
-	if o.request == nil || o.request.Kind != membership.SetVoters {
-		return nil
-	}
-	var half []roster.Member
-	for _, id := range o.request.Voters {
-		if m, ok := o.w.facts.newest.Newest(id); ok {
-			half = append(half, m)
+// wanted returns the voters that calls ask for, or have asked for lately: a leader
+// that was paused may yet do what nobody waits for any more.
+func (o *operator) wanted() (halves [][]roster.Member) {
+	o.asked = slices.DeleteFunc(o.asked, func(a asked) bool { return a.until < o.w.now })
+	for _, a := range o.asked {
+		var half []roster.Member
+		for _, id := range a.voters {
+			if m, ok := o.w.facts.newest.Newest(id); ok {
+				half = append(half, m)
+			}
 		}
+		halves = append(halves, half)
 	}
-	return [][]roster.Member{half}
+	return halves
 }
 
 // try sends the request to whoever leads, as some process sees it.
