@@ -63,16 +63,22 @@ func (l *loop) checkIdentity(from *kvpb.Identity) error {
 }
 
 // whoIs answers a process that only asks who this one is, and tells it what the
-// cluster knows under its member ID.
+// cluster knows under its member ID. A blank process takes it as final that its
+// ID is not known; so a member that has just been taken up itself, or has no
+// contact with its leader, does not say so.
 func (l *loop) whoIs(h *kvpb.Hello) (*kvpb.HelloResponse, error) {
-	if err := l.checkIdentity(h.GetFrom()); err != nil {
+	from := h.GetFrom()
+	if err := l.checkIdentity(from); err != nil {
 		return nil, err
 	}
 	resp := &kvpb.HelloResponse{Identity: l.identity()}
-	if l.raftID != 0 {
-		if m, ok := l.roster.Newest(h.GetFrom().GetId()); ok {
-			resp.Member = m.Proto()
-		}
+	if l.raftID == 0 {
+		return resp, nil
+	}
+	if m, ok := l.roster.Newest(from.GetId()); ok {
+		resp.Member = m.Proto()
+	} else if from.GetRaftId() == 0 && !l.health.ready {
+		return nil, fmt.Errorf("%w: member %d cannot tell yet whether its cluster has member %d", ErrNoLeader, l.cfg.ID, from.GetId())
 	}
 	return resp, nil
 }

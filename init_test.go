@@ -206,3 +206,32 @@ func TestInitOfAnAddedMember(t *testing.T) {
 		}
 	})
 }
+
+// TestMemberThatKnowsNobodyYetDoesNotTurnOthersAway: a member that was greeted,
+// but has not received the membership, cannot tell a process that calls Init
+// that the cluster does not have it.
+func TestMemberThatKnowsNobodyYetDoesNotTurnOthersAway(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.found(5)
+		c.delay(5, 5*time.Millisecond)
+		leader := c.leader()
+		a, b := c.but(leader)[0], c.but(leader)[1]
+		c.kill(b)
+		a = c.replaced(a, 5)
+		c.until("two incarnations", func() bool { return isReplacing(leader) })
+		c.net.Cut(leader.cfg.Addr, a.cfg.Addr)
+		c.until("adoption", func() bool { return a.view.Load().raftID != 0 })
+		if r := a.view.Load().roster; len(r.Members) > 0 {
+			t.Fatalf("it has received %+v: the test tests nothing", r)
+		}
+		b = c.restart(b.cfg.ID)
+		errc := make(chan error, 1)
+		go func() { errc <- b.Init(c.ctx(), c.list(5)...) }()
+		c.pause(time.Second)
+		c.net.Heal(leader.cfg.Addr, a.cfg.Addr)
+		if err := <-errc; err != nil {
+			t.Errorf("Init: %v", err)
+		}
+		c.wantHealed(5*time.Second, upTo(5)...)
+	})
+}
