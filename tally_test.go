@@ -44,7 +44,7 @@ func (y *tally) writeUntilStopped(n *Node, callers int) {
 	for i := range callers {
 		y.wg.Go(func() {
 			for j := 0; !y.stopped.Load(); j++ {
-				key := fmt.Sprintf("key %d/%d/%d", n.cfg.ID, i, j)
+				key := fmt.Sprintf("key %d/%x/%d/%d", n.cfg.ID, n.loop.nonce[:4], i, j) // another one after a restart
 				if !y.write(n, key, key, 0) || !y.increment(n) {
 					return
 				}
