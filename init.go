@@ -98,7 +98,7 @@ func (n *Node) initWith(ctx context.Context, members []Member, alone bool) error
 			return checkFounded(v, members, alone)
 		}
 		done, err := n.tryInit(ctx, members)
-		if done {
+		if done && n.view.Load().raftID == 0 { // else it was taken up while it asked
 			return err
 		}
 		if err != nil && (last == nil || ctx.Err() == nil) {
