@@ -292,3 +292,32 @@ func TestSingleVoterReads(t *testing.T) {
 		c.wantSameState()
 	})
 }
+
+// TestSlowNetworkKeepsItsLeader (W4): with the default timing.
+func TestSlowNetworkKeepsItsLeader(t *testing.T) {
+	for _, oneWay := range []time.Duration{50 * time.Millisecond, 200 * time.Millisecond, 300 * time.Millisecond} {
+		t.Run(oneWay.String(), func(t *testing.T) {
+			bubble(t, func(t *testing.T, c *cluster) {
+				c.found(3)
+				c.delay(3, oneWay)
+				before := c.leader().Status()
+				for i := range 20 {
+					for _, n := range c.but() {
+						began := time.Now()
+						c.put(n, fmt.Sprint(i), "v")
+						if took := time.Since(began); took > 4*oneWay+100*time.Millisecond {
+							t.Errorf("a write on member %d took %v", n.cfg.ID, took)
+						}
+						c.wantValue(n, fmt.Sprint(i), "v")
+						if took := time.Since(began); took > 8*oneWay+200*time.Millisecond {
+							t.Errorf("a write and a read on member %d took %v", n.cfg.ID, took)
+						}
+					}
+				}
+				if after := c.leader().Status(); after.Term != before.Term {
+					t.Errorf("%d elections", after.Term-before.Term)
+				}
+			})
+		})
+	}
+}

@@ -16,8 +16,11 @@ const (
 	// so far behind, readers share the next round.
 	ReachedMax = 64
 	// attemptsMax is how many contexts of a round are remembered. An answer to
-	// an older one is ignored; the newer attempts bring their own.
-	attemptsMax = 4
+	// an older one is ignored. A follower's question takes two round trips, and
+	// raft keeps its leader with one of nearly an election timeout; so the
+	// attempts of two election timeouts must be remembered, or on a slow network
+	// each answer comes after it was forgotten. These are of more than three.
+	attemptsMax = 16
 	// ContextBytes is the size of a context: raft ID and number.
 	ContextBytes = 16
 )
