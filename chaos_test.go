@@ -56,7 +56,7 @@ func TestChaos(t *testing.T) {
 				t.Error(err)
 			}
 			done := report.Count(history.Put, history.OK) + report.Count(history.Get, history.OK)
-			if t.Log(report); done < 1500 {
+			if t.Log(report); done < 1000 {
 				t.Errorf("only %d puts and gets succeeded", done)
 			}
 		})
