@@ -128,6 +128,15 @@ func (l *loop) welcomeRequest(h *kvpb.Hello, r *membership.Request) (inForce *ro
 // adopt makes a blank process the member that a greeting says it is. The nonce
 // proves that the cluster has committed this very process.
 func (l *loop) adopt(h *kvpb.Hello) error {
+	if string(h.GetToNonce()) != l.nonce || roster.MemberID(h.GetToRaftId()) != l.cfg.ID || roster.Number(h.GetToRaftId()) == 0 {
+		l.links.greeted = max(l.now, 1)
+		if !l.links.strange {
+			l.links.strange = true
+			l.logger.Info("the cluster knows an earlier process under this member's ID; this one waits to be put in its place",
+				"cluster", clusterIDText(string(h.GetFrom().GetClusterId())), "said", h.GetFrom().GetAddr())
+		}
+		return fmt.Errorf("%w: member %d is a new process, which the cluster does not know", ErrNotMember, l.cfg.ID)
+	}
 	cluster := string(h.GetFrom().GetClusterId())
 	if b := l.links.bound; b != nil {
 		if b.ClusterID == cluster {
@@ -140,16 +149,7 @@ func (l *loop) adopt(h *kvpb.Hello) error {
 			return l.found(b) // the greeting is all that is left of the commit
 		}
 	}
-	if string(h.GetToNonce()) != l.nonce || roster.MemberID(h.GetToRaftId()) != l.cfg.ID || roster.Number(h.GetToRaftId()) == 0 {
-		l.links.greeted = max(l.now, 1)
-		if !l.links.strange {
-			l.links.strange = true
-			l.logger.Info("the cluster knows an earlier process under this member's ID; this one waits to be put in its place",
-				"cluster", clusterIDText(string(h.GetFrom().GetClusterId())), "said", h.GetFrom().GetAddr())
-		}
-		return fmt.Errorf("%w: member %d is a new process, which the cluster does not know", ErrNotMember, l.cfg.ID)
-	}
-	return l.become(h.GetToRaftId(), roster.Blank(string(h.GetFrom().GetClusterId())), 0)
+	return l.become(h.GetToRaftId(), roster.Blank(cluster), 0)
 }
 
 // admit decides whether a process of our cluster is a member. One whose number

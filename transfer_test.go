@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +11,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
+	"example.com/raftkv/internal/checksum"
 	"example.com/raftkv/internal/roster"
 	kvpb "example.com/raftkv/proto/raftkv/v1"
 )
@@ -131,7 +131,7 @@ func TestForgedSnapshotIsRefusedBeforeAnythingIsReplaced(t *testing.T) {
 		"a bit of a chunk, and its checksum": func(_ *kvpb.SnapshotHeader, _ *pb.Message, chunk *kvpb.SnapshotChunk, _ *kvpb.SnapshotTrailer) {
 			i := bytes.Index(chunk.Data, []byte("vvvv"))
 			chunk.Data[i] ^= 1
-			chunk.Crc = crc32.Checksum(chunk.Data, castagnoli)
+			chunk.Crc = checksum.Of(chunk.Data)
 		},
 		"the number of keys": func(h *kvpb.SnapshotHeader, _ *pb.Message, _ *kvpb.SnapshotChunk, _ *kvpb.SnapshotTrailer) { h.Keys++ },
 		"the size": func(h *kvpb.SnapshotHeader, _ *pb.Message, _ *kvpb.SnapshotChunk, _ *kvpb.SnapshotTrailer) {
@@ -221,5 +221,6 @@ func (c *cluster) snapshotOf(from, to *Node, h *snapshotHandle, term uint64,
 	if head.Message, err = proto.Marshal(m); err != nil {
 		c.t.Fatal(errors.Join(errors.New("marshal"), err))
 	}
+	checksum.Seal(head)
 	return append([]*kvpb.SnapshotRequest{{Part: &kvpb.SnapshotRequest_Header{Header: head}}}, requests...)
 }
