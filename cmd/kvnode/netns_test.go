@@ -1,0 +1,315 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+const (
+	// The timeout of members whose links fail. A short one keeps the tests short.
+	netElection = 500 * time.Millisecond
+	// Writes go on within this time on the side that has a majority, beside the
+	// time that TCP takes to notice.
+	netOutageMax = 4*netElection + time.Second
+	// How long a fault lasts at least.
+	faultMin = 3 * netElection
+)
+
+// A network is network namespaces on a bridge, one for each member, in which
+// links can be broken. The test itself is on the bridge and reaches everybody
+// all the time. The names begin with the process ID of the test, so that the
+// next run can remove what one that was killed has left behind.
+type network struct {
+	t      *testing.T
+	name   string // of the bridge; those of namespaces and links begin with it
+	subnet string // the first three bytes of the addresses
+}
+
+// networks counts those of this process. In a name it is base 36, as names of
+// links have 15 bytes at most.
+var networks atomic.Int64
+
+// namespaced says why namespaces cannot be used here, nil if they can.
+var namespaced = sync.OnceValue(func() error {
+	if os.Getuid() != 0 {
+		return errors.New("only root can make network namespaces")
+	}
+	removeLeftovers()
+	name := fmt.Sprintf("kvt%d-probe", os.Getpid())
+	if err := sh("ip", "netns", "add", name); err != nil {
+		return err
+	}
+	defer func() { _ = sh("ip", "netns", "del", name) }() // the next run tries again
+	return sh("ip", "netns", "exec", name, "iptables", "-w", "-A", "INPUT", "-m", "statistic", "--mode", "random", "--probability", "0.3", "-j", "DROP")
+})
+
+func sh(line ...string) error {
+	out, err := exec.Command(line[0], line[1:]...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", strings.Join(line, " "), err, out)
+	}
+	return nil
+}
+
+// ourNames matches the names of bridges and namespaces.
+var ourNames = regexp.MustCompile(`\bkvt(\d+)-[a-z0-9.]+`)
+
+// removeLeftovers removes what test runs that were killed have left. Their
+// processes ended with them.
+func removeLeftovers() {
+	for _, kind := range []string{"netns", "link"} {
+		args := map[string][]string{"netns": {"netns", "list"}, "link": {"-o", "link", "show", "type", "bridge"}}[kind]
+		out, err := exec.Command("ip", args...).Output()
+		if err != nil {
+			continue // the probe will say more
+		}
+		for _, match := range ourNames.FindAllStringSubmatch(string(out), -1) {
+			if !isTest(match[1]) {
+				_ = sh("ip", kind, "del", match[0]) // another run may be faster
+			}
+		}
+	}
+}
+
+// isTest reports whether a process runs that is such a test as this one.
+func isTest(pid string) bool {
+	own, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		return true // so nothing is removed
+	}
+	other, err := os.ReadFile("/proc/" + pid + "/comm")
+	return err == nil && string(own) == string(other)
+}
+
+// newNetwork makes a network for members with the IDs 1 to size.
+func newNetwork(t *testing.T, size int) *network {
+	t.Helper()
+	if err := namespaced(); err != nil {
+		t.Skipf("needs network namespaces: %v", err)
+	}
+	n := &network{t: t, name: fmt.Sprintf("kvt%d-%s", os.Getpid(), strconv.FormatInt(networks.Add(1), 36)), subnet: freeSubnet(t)}
+	t.Cleanup(func() {
+		n.run("ip", "link", "del", n.name)
+	})
+	n.run("ip", "link", "add", n.name, "type", "bridge")
+	n.run("ip", "addr", "add", n.subnet+".254/24", "dev", n.name)
+	n.run("ip", "link", "set", n.name, "up")
+	for id := uint64(1); id <= uint64(size); id++ {
+		ns := n.namespace(id)
+		n.run("ip", "netns", "add", ns)
+		t.Cleanup(func() { n.run("ip", "netns", "del", ns) })
+		n.run("ip", "link", "add", ns, "type", "veth", "peer", "name", "eth0", "netns", ns)
+		n.run("ip", "link", "set", ns, "master", n.name, "up")
+		n.run("ip", "-n", ns, "addr", "add", n.ip(id)+"/24", "dev", "eth0")
+		n.run("ip", "-n", ns, "link", "set", "eth0", "up")
+		n.run("ip", "-n", ns, "link", "set", "lo", "up")
+	}
+	return n
+}
+
+// freeSubnet returns a network of those that RFC 2544 sets aside for tests.
+func freeSubnet(t *testing.T) string {
+	t.Helper()
+	taken, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 256 {
+		subnet := fmt.Sprintf("198.18.%d", rand.IntN(256))
+		if !strings.Contains(fmt.Sprint(taken), subnet+".") {
+			return subnet
+		}
+	}
+	t.Fatal("found no free subnet")
+	return ""
+}
+
+func (n *network) run(line ...string) {
+	n.t.Helper()
+	if err := sh(line...); err != nil {
+		n.t.Error(err)
+	}
+}
+
+func (n *network) namespace(id uint64) string { return fmt.Sprintf("%s.%d", n.name, id) }
+
+func (n *network) ip(id uint64) string { return fmt.Sprintf("%s.%d", n.subnet, id) }
+
+// start starts a cluster whose members are in the network.
+func (n *network) start(size int) *processes {
+	n.t.Helper()
+	p := newProcesses(n.t, size)
+	for id := range p.addrs {
+		p.addrs[id] = n.ip(id) + ":21001"
+		p.prefix[id] = []string{"ip", "netns", "exec", n.namespace(id)}
+	}
+	p.flags = append(p.membersFlag(), "--election", netElection.String())
+	p.startAll()
+	p.awaitReady(10*time.Second, p.ids()...)
+	return p
+}
+
+// The chains of a member's packet filter.
+const (
+	in  = "INPUT"
+	out = "OUTPUT"
+)
+
+// filter adds a rule for the packets between a member and others.
+func (n *network) filter(id uint64, chain string, others []uint64, rule ...string) {
+	n.t.Helper()
+	side := map[string]string{in: "-s", out: "-d"}[chain]
+	var ips []string
+	for _, other := range others {
+		ips = append(ips, n.ip(other))
+	}
+	line := []string{"ip", "netns", "exec", n.namespace(id), "iptables", "-w", "-A", chain, side, strings.Join(ips, ",")}
+	n.run(append(line, rule...)...)
+}
+
+// cut cuts links in both directions.
+func (n *network) cut(id uint64, others ...uint64) {
+	n.t.Helper()
+	n.filter(id, in, others, "-j", "DROP")
+	n.filter(id, out, others, "-j", "DROP")
+}
+
+func (n *network) heal(ids []uint64) {
+	n.t.Helper()
+	for _, id := range ids {
+		n.run("ip", "netns", "exec", n.namespace(id), "iptables", "-w", "-F")
+	}
+}
+
+// A linkFault breaks links between members, given by the leader and the others
+// in no particular order.
+type linkFault struct {
+	name   string
+	breaks func(n *network, leader uint64, others []uint64)
+	// deposes says that a majority cannot hear the leader, or it not them, so
+	// that they elect another one.
+	deposes bool
+}
+
+var (
+	dropped = []string{"-j", "DROP"}
+	reset   = []string{"-p", "tcp", "-j", "REJECT", "--reject-with", "tcp-reset"}
+)
+
+var faultsOfThree = []linkFault{
+	{"the leader is cut off", func(n *network, leader uint64, others []uint64) { n.cut(leader, others...) }, true},
+	{"the leader hears nobody", func(n *network, leader uint64, others []uint64) { n.filter(leader, in, others, dropped...) }, true},
+	{"nobody hears the leader", func(n *network, leader uint64, others []uint64) { n.filter(leader, out, others, dropped...) }, true},
+	{"the leader is reset", func(n *network, leader uint64, others []uint64) { n.filter(leader, out, others, reset...) }, true},
+	{"a follower is cut off", func(n *network, leader uint64, others []uint64) { n.cut(others[0], leader, others[1]) }, false},
+	{"a follower hears nobody", func(n *network, leader uint64, others []uint64) {
+		n.filter(others[0], in, []uint64{leader, others[1]}, dropped...)
+	}, false},
+	{"nobody hears a follower", func(n *network, leader uint64, others []uint64) {
+		n.filter(others[0], out, []uint64{leader, others[1]}, dropped...)
+	}, false},
+	{"a link to the leader is cut", func(n *network, leader uint64, others []uint64) { n.cut(leader, others[0]) }, false},
+	{"the leader loses 30 %", func(n *network, leader uint64, others []uint64) { n.lose(leader, others) }, false},
+	{"all lose 30 %", func(n *network, leader uint64, others []uint64) {
+		n.lose(leader, others)
+		n.lose(others[0], others[1:])
+		n.lose(others[1], others[:1])
+	}, false},
+}
+
+// lose has the links of a member lose packets, in both directions.
+func (n *network) lose(id uint64, others []uint64) {
+	n.t.Helper()
+	for _, chain := range []string{in, out} {
+		n.filter(id, chain, others, "-m", "statistic", "--mode", "random", "--probability", "0.3", "-j", "DROP")
+	}
+}
+
+var faultsOfFive = []linkFault{
+	{"the leader and a follower are cut off", func(n *network, leader uint64, others []uint64) {
+		n.cut(leader, others[1:]...)
+		n.cut(others[0], others[1:]...)
+	}, true},
+	{"one member joins two halves", func(n *network, leader uint64, others []uint64) {
+		n.cut(leader, others[2:]...)
+		n.cut(others[0], others[2:]...)
+	}, false},
+	{"the leader joins two halves", func(n *network, _ uint64, others []uint64) {
+		n.cut(others[0], others[2:]...)
+		n.cut(others[1], others[2:]...)
+	}, false},
+	{"one member joins the leader to the rest", func(n *network, leader uint64, others []uint64) {
+		n.cut(leader, others[1:]...)
+	}, true},
+	{"each hears two neighbours", func(n *network, leader uint64, others []uint64) {
+		ring := append([]uint64{leader}, others...)
+		for i, id := range ring {
+			n.cut(id, ring[(i+2)%5], ring[(i+3)%5])
+		}
+	}, false},
+}
+
+// TestBrokenLinks breaks links between members in their own network namespaces,
+// one way after another, with clients that reach everybody. It needs root and
+// the programs ip and iptables (Debian: iproute2, iptables).
+func TestBrokenLinks(t *testing.T) {
+	t.Run("3 processes", func(t *testing.T) {
+		t.Parallel()
+		testBrokenLinks(t, 3, faultsOfThree)
+	})
+	t.Run("5 processes", func(t *testing.T) {
+		t.Parallel()
+		testBrokenLinks(t, 5, faultsOfFive)
+	})
+}
+
+func testBrokenLinks(t *testing.T, size int, faults []linkFault) {
+	n := newNetwork(t, size)
+	p, rng := n.start(size), chance(t)
+	l := p.startLoad(rng)
+	for range *rounds {
+		for _, f := range faults {
+			leader := p.leader()
+			others := p.others(leader)
+			rng.Shuffle(len(others), func(i, k int) { others[i], others[k] = others[k], others[i] })
+			n.breakLinks(l, f, leader, others)
+		}
+	}
+	l.finish()
+}
+
+// breakLinks has one fault last for a while and then end.
+func (n *network) breakLinks(l *load, f linkFault, leader uint64, others []uint64) {
+	t, p := n.t, l.p
+	t.Helper()
+	l.pause()
+	f.breaks(n, leader, others)
+	began := time.Now()
+	outage := l.wantWrites(netOutageMax, "though "+f.name)
+	if f.deposes {
+		p.await(netOutageMax, "another leader, as "+f.name, func() bool {
+			s, err := p.status(others[len(others)-1])
+			return err == nil && s.GetLeader() != 0 && s.GetLeader() != leader
+		})
+	}
+	p.pass(faultMin - time.Since(began))
+	longest := l.pause()
+	n.heal(p.ids())
+	healed := time.Now()
+	l.wantWrites(netOutageMax, "after "+f.name)
+	p.awaitReady(healingMax, p.ids()...)
+	t.Logf("%s (%d): next write after %v, longest pause %v, all ready %v after the end", f.name, leader,
+		outage.Round(time.Millisecond), longest.Round(time.Millisecond), time.Since(healed).Round(time.Millisecond))
+	l.check()
+}
