@@ -264,6 +264,7 @@ var faultsOfFive = []linkFault{
 // one way after another, with clients that reach everybody. It needs root and
 // the programs ip and iptables (Debian: iproute2, iptables).
 func TestBrokenLinks(t *testing.T) {
+	t.Parallel()
 	t.Run("3 processes", func(t *testing.T) {
 		t.Parallel()
 		testBrokenLinks(t, 3, faultsOfThree)

@@ -12,6 +12,7 @@ import (
 // does, and finds calls that have waited for it; nobody may read from it what is
 // no longer true.
 func TestPausedProcesses(t *testing.T) {
+	t.Parallel()
 	for _, size := range []int{3, 5} {
 		t.Run(fmt.Sprintf("%d processes", size), func(t *testing.T) {
 			t.Parallel()

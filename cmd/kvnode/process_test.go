@@ -72,6 +72,7 @@ func TestPausedFollowerCatchesUpBySnapshot(t *testing.T) {
 // TestLongCommandsSayWhatTheyWaitFor runs commands that can wait for a minute
 // where nothing can come of them, and looks for the line that says why.
 func TestLongCommandsSayWhatTheyWaitFor(t *testing.T) {
+	t.Parallel()
 	p := startProcesses(t, 2)
 	nobody := freeAddr(t)
 	p.wantWaits(fmt.Sprintf("2=%s cannot be reached", nobody), "init", "1="+p.addrs[1], "2="+nobody)

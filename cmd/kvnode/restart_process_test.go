@@ -36,6 +36,7 @@ const (
 // TestRestarts kills one process after another, under load, and starts each
 // again with the same flags.
 func TestRestarts(t *testing.T) {
+	t.Parallel()
 	t.Run("members", func(t *testing.T) {
 		t.Parallel()
 		testRestarts(t, startMembers(t, 3), *restarts)
