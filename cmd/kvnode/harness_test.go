@@ -33,9 +33,35 @@ var seed = flag.Uint64("seed", 0, "replay what a test of processes chose at rand
 // election is kvnode's default election timeout.
 const election = time.Second
 
+// scratch returns a folder for this run of the tests. Its name has the process
+// ID, so that the next run can remove that of one that was killed.
+var scratch = sync.OnceValues(func() (string, error) {
+	old, _ := filepath.Glob(filepath.Join(os.TempDir(), scratchPrefix+"*")) // fails only for a bad pattern
+	for _, dir := range old {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), scratchPrefix), "-")
+		if !isTestRun(pid) {
+			_ = os.RemoveAll(dir) // another run may be faster
+		}
+	}
+	return os.MkdirTemp("", fmt.Sprintf("%s%d-", scratchPrefix, os.Getpid()))
+})
+
+const scratchPrefix = "kvnode-test-"
+
+// isTestRun reports whether a process runs that is a test like this one. Where
+// there is no /proc it takes all for that.
+func isTestRun(pid string) bool {
+	own, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		return true
+	}
+	other, err := os.ReadFile("/proc/" + pid + "/comm")
+	return err == nil && string(own) == string(other)
+}
+
 // program builds kvnode once and returns where it is.
 var program = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "kvnode")
+	dir, err := scratch()
 	if err != nil {
 		return "", err
 	}
@@ -49,8 +75,8 @@ var program = sync.OnceValues(func() (string, error) {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if path, err := program(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(path)) // a temporary folder
+	if dir, err := scratch(); err == nil {
+		_ = os.RemoveAll(dir) // the next run tries again
 	}
 	os.Exit(code)
 }

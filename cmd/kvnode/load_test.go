@@ -61,7 +61,6 @@ func (p *processes) startLoad(rng *rand.Rand) *load {
 	p.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &load{p: p, start: time.Now(), cancel: cancel, recorder: new(history.Recorder), last: time.Now()}
-	p.t.Cleanup(l.stop)
 	for n := range len(p.addrs) + 3 {
 		c := &loadClient{load: l, n: n, rng: rand.New(rand.NewPCG(rng.Uint64(), 0))}
 		for id := uint64(1); id <= uint64(len(p.addrs)); id++ {
@@ -74,6 +73,7 @@ func (p *processes) startLoad(rng *rand.Rand) *load {
 		c.at = n % len(c.conns)
 		l.wg.Go(func() { c.run(ctx) })
 	}
+	p.t.Cleanup(l.stop) // before the connections are closed
 	return l
 }
 
@@ -129,10 +129,10 @@ func (l *load) check() {
 	l.turn.Lock()
 	defer l.turn.Unlock()
 	reader := &loadClient{load: l, n: -2, conns: []*grpc.ClientConn{l.p.conn(l.p.ids()[0])}}
-	if result := reader.do(context.Background(), history.Op{Kind: history.List}); result.Outcome != history.OK {
-		l.p.dump()
-		t.Fatalf("the last list failed: %v", result.Outcome)
-	}
+	l.p.await(healingMax, "a last list of everything", func() bool {
+		ctx := context.Background()
+		return reader.connect(ctx) && reader.do(ctx, history.Op{Kind: history.List}).Outcome == history.OK
+	})
 	report, err := l.recorder.Check(checkTimeout)
 	t.Log(report)
 	if err != nil {

@@ -75,21 +75,11 @@ func removeLeftovers() {
 			continue // the probe will say more
 		}
 		for _, match := range ourNames.FindAllStringSubmatch(string(out), -1) {
-			if !isTest(match[1]) {
+			if !isTestRun(match[1]) {
 				_ = sh("ip", kind, "del", match[0]) // another run may be faster
 			}
 		}
 	}
-}
-
-// isTest reports whether a process runs that is such a test as this one.
-func isTest(pid string) bool {
-	own, err := os.ReadFile("/proc/self/comm")
-	if err != nil {
-		return true // so nothing is removed
-	}
-	other, err := os.ReadFile("/proc/" + pid + "/comm")
-	return err == nil && string(own) == string(other)
 }
 
 // newNetwork makes a network for members with the IDs 1 to size.
@@ -99,16 +89,14 @@ func newNetwork(t *testing.T, size int) *network {
 		t.Skipf("needs network namespaces: %v", err)
 	}
 	n := &network{t: t, name: fmt.Sprintf("kvt%d-%s", os.Getpid(), strconv.FormatInt(networks.Add(1), 36)), subnet: freeSubnet(t)}
-	t.Cleanup(func() {
-		n.run("ip", "link", "del", n.name)
-	})
+	t.Cleanup(func() { n.remove("link", n.name) })
 	n.run("ip", "link", "add", n.name, "type", "bridge")
 	n.run("ip", "addr", "add", n.subnet+".254/24", "dev", n.name)
 	n.run("ip", "link", "set", n.name, "up")
 	for id := uint64(1); id <= uint64(size); id++ {
 		ns := n.namespace(id)
 		n.run("ip", "netns", "add", ns)
-		t.Cleanup(func() { n.run("ip", "netns", "del", ns) })
+		t.Cleanup(func() { n.remove("netns", ns) })
 		n.run("ip", "link", "add", ns, "type", "veth", "peer", "name", "eth0", "netns", ns)
 		n.run("ip", "link", "set", ns, "master", n.name, "up")
 		n.run("ip", "-n", ns, "addr", "add", n.ip(id)+"/24", "dev", "eth0")
@@ -138,6 +126,12 @@ func freeSubnet(t *testing.T) string {
 func (n *network) run(line ...string) {
 	n.t.Helper()
 	if err := sh(line...); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *network) remove(kind, name string) {
+	if err := sh("ip", kind, "del", name); err != nil {
 		n.t.Error(err)
 	}
 }
