@@ -128,7 +128,7 @@ func (l *load) check() {
 	t.Helper()
 	l.turn.Lock()
 	defer l.turn.Unlock()
-	reader := &loadClient{load: l, n: -2, conns: []*grpc.ClientConn{l.p.conn(l.p.ids()[0])}}
+	reader := &loadClient{load: l, n: 100, conns: []*grpc.ClientConn{l.p.conn(l.p.ids()[0])}}
 	l.p.await(healingMax, "a last list of everything", func() bool {
 		ctx := context.Background()
 		return reader.connect(ctx) && reader.do(ctx, history.Op{Kind: history.List}).Outcome == history.OK

@@ -1,11 +1,20 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"syscall"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
+
+	"example.com/raftkv/internal/history"
 )
+
+// readLateDelay is how long it takes at most until a request that is made is in
+// the buffers of the network.
+const readLateDelay = 50 * time.Millisecond
 
 // TestPausedProcesses stops processes for shorter and for longer than an
 // election, and lets them go on. One that led does not know that it no longer
@@ -60,9 +69,28 @@ func (l *load) pauseMembers(length time.Duration, leader uint64, ids []uint64) {
 	if outage > 0 {
 		now = p.leader(p.others(ids...)...)
 	}
+	l.readLate(ids)
 	p.signal(syscall.SIGCONT, ids...)
 	l.wantWrites(outageMax, "when all run again")
 	p.t.Logf("stopped %v for %v: leader %d, then %d; longest pause between acknowledged writes %v", ids, length, leader, now, l.pause())
 	p.awaitReady(healingMax, p.ids()...)
 	l.check()
+}
+
+// readLate leaves reads with members that are stopped. They find them when they
+// go on, before what tells them that others have written meanwhile, and these
+// reads began after it.
+func (l *load) readLate(ids []uint64) {
+	for _, id := range ids {
+		conns := []*grpc.ClientConn{l.p.conn(id)}
+		for key := range loadKeys {
+			c := &loadClient{load: l, n: 100 + int(id), conns: conns}
+			l.wg.Go(func() {
+				l.turn.RLock()
+				defer l.turn.RUnlock()
+				c.do(context.Background(), history.Op{Kind: history.Get, Key: fmt.Sprint("key ", key)})
+			})
+		}
+	}
+	l.p.pass(readLateDelay)
 }
