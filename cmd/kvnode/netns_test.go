@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -194,6 +195,9 @@ type linkFault struct {
 	// deposes says that a majority cannot hear the leader, or it not them, so
 	// that they elect another one.
 	deposes bool
+	// stops says that the leader's process is stopped until there is another
+	// one, so that it believes that it leads, and has nobody to tell it better.
+	stops bool
 }
 
 var (
@@ -202,24 +206,25 @@ var (
 )
 
 var faultsOfThree = []linkFault{
-	{"the leader is cut off", func(n *network, leader uint64, others []uint64) { n.cut(leader, others...) }, true},
-	{"the leader hears nobody", func(n *network, leader uint64, others []uint64) { n.filter(leader, in, others, dropped...) }, true},
-	{"nobody hears the leader", func(n *network, leader uint64, others []uint64) { n.filter(leader, out, others, dropped...) }, true},
-	{"the leader is reset", func(n *network, leader uint64, others []uint64) { n.filter(leader, out, others, reset...) }, true},
-	{"a follower is cut off", func(n *network, leader uint64, others []uint64) { n.cut(others[0], leader, others[1]) }, false},
-	{"a follower hears nobody", func(n *network, leader uint64, others []uint64) {
+	{name: "the leader is cut off", breaks: func(n *network, leader uint64, others []uint64) { n.cut(leader, others...) }, deposes: true},
+	{name: "the leader is stopped, cut off and goes on", breaks: func(n *network, leader uint64, others []uint64) { n.cut(leader, others...) }, deposes: true, stops: true},
+	{name: "the leader hears nobody", breaks: func(n *network, leader uint64, others []uint64) { n.filter(leader, in, others, dropped...) }, deposes: true},
+	{name: "nobody hears the leader", breaks: func(n *network, leader uint64, others []uint64) { n.filter(leader, out, others, dropped...) }, deposes: true},
+	{name: "the leader is reset", breaks: func(n *network, leader uint64, others []uint64) { n.filter(leader, out, others, reset...) }, deposes: true},
+	{name: "a follower is cut off", breaks: func(n *network, leader uint64, others []uint64) { n.cut(others[0], leader, others[1]) }},
+	{name: "a follower hears nobody", breaks: func(n *network, leader uint64, others []uint64) {
 		n.filter(others[0], in, []uint64{leader, others[1]}, dropped...)
-	}, false},
-	{"nobody hears a follower", func(n *network, leader uint64, others []uint64) {
+	}},
+	{name: "nobody hears a follower", breaks: func(n *network, leader uint64, others []uint64) {
 		n.filter(others[0], out, []uint64{leader, others[1]}, dropped...)
-	}, false},
-	{"a link to the leader is cut", func(n *network, leader uint64, others []uint64) { n.cut(leader, others[0]) }, false},
-	{"the leader loses 30 %", func(n *network, leader uint64, others []uint64) { n.lose(leader, others) }, false},
-	{"all lose 30 %", func(n *network, leader uint64, others []uint64) {
+	}},
+	{name: "a link to the leader is cut", breaks: func(n *network, leader uint64, others []uint64) { n.cut(leader, others[0]) }},
+	{name: "the leader loses 30 %", breaks: func(n *network, leader uint64, others []uint64) { n.lose(leader, others) }},
+	{name: "all lose 30 %", breaks: func(n *network, leader uint64, others []uint64) {
 		n.lose(leader, others)
 		n.lose(others[0], others[1:])
 		n.lose(others[1], others[:1])
-	}, false},
+	}},
 }
 
 // lose has the links of a member lose packets, in both directions.
@@ -231,27 +236,27 @@ func (n *network) lose(id uint64, others []uint64) {
 }
 
 var faultsOfFive = []linkFault{
-	{"the leader and a follower are cut off", func(n *network, leader uint64, others []uint64) {
+	{name: "the leader and a follower are cut off", breaks: func(n *network, leader uint64, others []uint64) {
 		n.cut(leader, others[1:]...)
 		n.cut(others[0], others[1:]...)
-	}, true},
-	{"one member joins two halves", func(n *network, leader uint64, others []uint64) {
+	}, deposes: true},
+	{name: "one member joins two halves", breaks: func(n *network, leader uint64, others []uint64) {
 		n.cut(leader, others[2:]...)
 		n.cut(others[0], others[2:]...)
-	}, false},
-	{"the leader joins two halves", func(n *network, _ uint64, others []uint64) {
+	}},
+	{name: "the leader joins two halves", breaks: func(n *network, _ uint64, others []uint64) {
 		n.cut(others[0], others[2:]...)
 		n.cut(others[1], others[2:]...)
-	}, false},
-	{"one member joins the leader to the rest", func(n *network, leader uint64, others []uint64) {
+	}},
+	{name: "one member joins the leader to the rest", breaks: func(n *network, leader uint64, others []uint64) {
 		n.cut(leader, others[1:]...)
-	}, true},
-	{"each hears two neighbours", func(n *network, leader uint64, others []uint64) {
+	}, deposes: true},
+	{name: "each hears two neighbours", breaks: func(n *network, leader uint64, others []uint64) {
 		ring := append([]uint64{leader}, others...)
 		for i, id := range ring {
 			n.cut(id, ring[(i+2)%5], ring[(i+3)%5])
 		}
-	}, false},
+	}},
 }
 
 // TestBrokenLinks breaks links between members in their own network namespaces,
@@ -289,6 +294,9 @@ func (n *network) breakLinks(l *load, f linkFault, leader uint64, others []uint6
 	t, p := n.t, l.p
 	t.Helper()
 	l.pause()
+	if f.stops {
+		p.signal(syscall.SIGSTOP, leader)
+	}
 	f.breaks(n, leader, others)
 	began := time.Now()
 	outage := l.wantWrites(netOutageMax, "though "+f.name)
@@ -297,6 +305,10 @@ func (n *network) breakLinks(l *load, f linkFault, leader uint64, others []uint6
 			s, err := p.status(others[len(others)-1])
 			return err == nil && s.GetLeader() != 0 && s.GetLeader() != leader
 		})
+	}
+	if f.stops {
+		l.readLate([]uint64{leader})
+		p.signal(syscall.SIGCONT, leader)
 	}
 	p.pass(faultMin - time.Since(began))
 	longest := l.pause()
