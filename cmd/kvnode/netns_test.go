@@ -63,14 +63,14 @@ func sh(line ...string) error {
 	return nil
 }
 
-// ourNames matches the names of bridges and namespaces.
+// ourNames matches the names of namespaces and links.
 var ourNames = regexp.MustCompile(`\bkvt(\d+)-[a-z0-9.]+`)
 
 // removeLeftovers removes what test runs that were killed have left. Their
 // processes ended with them.
 func removeLeftovers() {
 	for _, kind := range []string{"netns", "link"} {
-		args := map[string][]string{"netns": {"netns", "list"}, "link": {"-o", "link", "show", "type", "bridge"}}[kind]
+		args := map[string][]string{"netns": {"netns", "list"}, "link": {"-o", "link"}}[kind]
 		out, err := exec.Command("ip", args...).Output()
 		if err != nil {
 			continue // the probe will say more
@@ -98,6 +98,9 @@ func newNetwork(t *testing.T, size int) *network {
 		ns := n.namespace(id)
 		n.run("ip", "netns", "add", ns)
 		t.Cleanup(func() { n.remove("netns", ns) })
+		// The link lives for longer than the name of the namespace, by as long as
+		// a connection of a process that was killed waits for an answer.
+		t.Cleanup(func() { n.remove("link", ns) })
 		n.run("ip", "link", "add", ns, "type", "veth", "peer", "name", "eth0", "netns", ns)
 		n.run("ip", "link", "set", ns, "master", n.name, "up")
 		n.run("ip", "-n", ns, "addr", "add", n.ip(id)+"/24", "dev", "eth0")
