@@ -255,15 +255,15 @@ func (c *loadClient) do(ctx context.Context, op history.Op) history.Result {
 	var err error
 	switch op.Kind {
 	case history.Put:
-		result, err = put(ctx, client, op)
+		result, err = callPut(ctx, client, op)
 	case history.Delete:
 		var resp *raftkvv1.DeleteResponse
 		resp, err = client.Delete(ctx, &raftkvv1.DeleteRequest{Key: []byte(op.Key)})
 		result.Revision = resp.GetRevision()
 	case history.Get:
-		result, err = get(ctx, client, op)
+		result, err = callGet(ctx, client, op)
 	case history.List:
-		result, err = list(ctx, client)
+		result, err = callList(ctx, client)
 	}
 	if err != nil {
 		result.Outcome = outcomeOf(err)
@@ -288,7 +288,7 @@ func outcomeOf(err error) history.Outcome {
 	return history.NotDone
 }
 
-func put(ctx context.Context, client raftkvv1.KVServiceClient, op history.Op) (history.Result, error) {
+func callPut(ctx context.Context, client raftkvv1.KVServiceClient, op history.Op) (history.Result, error) {
 	req := &raftkvv1.PutRequest{Key: []byte(op.Key), Value: []byte(op.Value)}
 	if op.Conditional {
 		req.IfRevision = &op.IfRevision
@@ -297,7 +297,7 @@ func put(ctx context.Context, client raftkvv1.KVServiceClient, op history.Op) (h
 	return history.Result{Revision: resp.GetRevision()}, err
 }
 
-func get(ctx context.Context, client raftkvv1.KVServiceClient, op history.Op) (history.Result, error) {
+func callGet(ctx context.Context, client raftkvv1.KVServiceClient, op history.Op) (history.Result, error) {
 	resp, err := client.Get(ctx, &raftkvv1.GetRequest{Key: []byte(op.Key)})
 	if err == nil && resp.GetKv() == nil {
 		return history.Result{Outcome: history.NotFound}, nil
@@ -305,7 +305,7 @@ func get(ctx context.Context, client raftkvv1.KVServiceClient, op history.Op) (h
 	return history.Result{Value: string(resp.GetKv().GetValue()), Revision: resp.GetKv().GetRevision()}, err
 }
 
-func list(ctx context.Context, client raftkvv1.KVServiceClient) (result history.Result, err error) {
+func callList(ctx context.Context, client raftkvv1.KVServiceClient) (result history.Result, err error) {
 	stream, err := client.List(ctx, &raftkvv1.ListRequest{})
 	for err == nil {
 		var part *raftkvv1.ListResponse

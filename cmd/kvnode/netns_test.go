@@ -160,14 +160,14 @@ func (n *network) start(size int) *processes {
 
 // The chains of a member's packet filter.
 const (
-	in  = "INPUT"
-	out = "OUTPUT"
+	inward  = "INPUT"
+	outward = "OUTPUT"
 )
 
 // filter adds a rule for the packets between a member and others.
 func (n *network) filter(id uint64, chain string, others []uint64, rule ...string) {
 	n.t.Helper()
-	side := map[string]string{in: "-s", out: "-d"}[chain]
+	side := map[string]string{inward: "-s", outward: "-d"}[chain]
 	var ips []string
 	for _, other := range others {
 		ips = append(ips, n.ip(other))
@@ -179,8 +179,8 @@ func (n *network) filter(id uint64, chain string, others []uint64, rule ...strin
 // cut cuts links in both directions.
 func (n *network) cut(id uint64, others ...uint64) {
 	n.t.Helper()
-	n.filter(id, in, others, "-j", "DROP")
-	n.filter(id, out, others, "-j", "DROP")
+	n.filter(id, inward, others, "-j", "DROP")
+	n.filter(id, outward, others, "-j", "DROP")
 }
 
 func (n *network) heal(ids []uint64) {
@@ -211,15 +211,15 @@ var (
 var faultsOfThree = []linkFault{
 	{name: "the leader is cut off", breaks: func(n *network, leader uint64, others []uint64) { n.cut(leader, others...) }, deposes: true},
 	{name: "the leader is stopped, cut off and goes on", breaks: func(n *network, leader uint64, others []uint64) { n.cut(leader, others...) }, deposes: true, stops: true},
-	{name: "the leader hears nobody", breaks: func(n *network, leader uint64, others []uint64) { n.filter(leader, in, others, dropped...) }, deposes: true},
-	{name: "nobody hears the leader", breaks: func(n *network, leader uint64, others []uint64) { n.filter(leader, out, others, dropped...) }, deposes: true},
-	{name: "the leader is reset", breaks: func(n *network, leader uint64, others []uint64) { n.filter(leader, out, others, reset...) }, deposes: true},
+	{name: "the leader hears nobody", breaks: func(n *network, leader uint64, others []uint64) { n.filter(leader, inward, others, dropped...) }, deposes: true},
+	{name: "nobody hears the leader", breaks: func(n *network, leader uint64, others []uint64) { n.filter(leader, outward, others, dropped...) }, deposes: true},
+	{name: "the leader is reset", breaks: func(n *network, leader uint64, others []uint64) { n.filter(leader, outward, others, reset...) }, deposes: true},
 	{name: "a follower is cut off", breaks: func(n *network, leader uint64, others []uint64) { n.cut(others[0], leader, others[1]) }},
 	{name: "a follower hears nobody", breaks: func(n *network, leader uint64, others []uint64) {
-		n.filter(others[0], in, []uint64{leader, others[1]}, dropped...)
+		n.filter(others[0], inward, []uint64{leader, others[1]}, dropped...)
 	}},
 	{name: "nobody hears a follower", breaks: func(n *network, leader uint64, others []uint64) {
-		n.filter(others[0], out, []uint64{leader, others[1]}, dropped...)
+		n.filter(others[0], outward, []uint64{leader, others[1]}, dropped...)
 	}},
 	{name: "a link to the leader is cut", breaks: func(n *network, leader uint64, others []uint64) { n.cut(leader, others[0]) }},
 	{name: "the leader loses 30 %", breaks: func(n *network, leader uint64, others []uint64) { n.lose(leader, others) }},
@@ -233,7 +233,7 @@ var faultsOfThree = []linkFault{
 // lose has the links of a member lose packets, in both directions.
 func (n *network) lose(id uint64, others []uint64) {
 	n.t.Helper()
-	for _, chain := range []string{in, out} {
+	for _, chain := range []string{inward, outward} {
 		n.filter(id, chain, others, "-m", "statistic", "--mode", "random", "--probability", "0.3", "-j", "DROP")
 	}
 }
