@@ -23,7 +23,7 @@ const (
 	loadKeys = 5
 	// A client's pause between operations. A handful of clients leaves most of
 	// two cores to the processes, and the history stays small enough to check.
-	loadPause = 3 * time.Millisecond
+	loadPause = 4 * time.Millisecond
 	// A call that waits for longer than an election is given up.
 	loadTimeout = 3 * election
 	// How long a client waits for an endpoint before it looks for another.

@@ -24,7 +24,7 @@ const (
 	// time that TCP takes to notice.
 	netOutageMax = 4*netElection + time.Second
 	// How long a fault lasts at least.
-	faultMin = 3 * netElection
+	faultMin = 2 * netElection
 )
 
 // A network is network namespaces on a bridge, one for each member, in which

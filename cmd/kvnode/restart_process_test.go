@@ -34,7 +34,8 @@ const (
 )
 
 // TestRestarts kills one process after another, under load, and starts each
-// again with the same flags.
+// again with the same flags. It is half as often without --members: only the
+// founding and what a blank process waits for differ.
 func TestRestarts(t *testing.T) {
 	t.Parallel()
 	t.Run("members", func(t *testing.T) {
@@ -46,7 +47,7 @@ func TestRestarts(t *testing.T) {
 		p := startProcesses(t, 3)
 		p.on(1, "init")
 		p.join(1, 2, 3)
-		testRestarts(t, p, *restarts)
+		testRestarts(t, p, (*restarts+1)/2)
 	})
 }
 
