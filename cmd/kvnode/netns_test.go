@@ -312,6 +312,7 @@ func (n *network) breakLinks(l *load, f linkFault, leader uint64, others []uint6
 	if f.stops {
 		l.readLate([]uint64{leader})
 		p.signal(syscall.SIGCONT, leader)
+		p.pass(netElection)
 	}
 	p.pass(faultMin - time.Since(began))
 	longest := l.pause()
