@@ -1,6 +1,7 @@
 package raftkv
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -422,9 +423,10 @@ func (w *world) burst(p *process, valueBytes int) {
 		c := &client{w: w, id: 1000 + w.hist.bursts, place: p.place.at, known: make(map[string]uint64), once: true}
 		w.hist.bursts++
 		x := c.choose()
-		for !x.kind.isWrite() { // hundreds of reads at once have too many orders to be searched
+		for !x.kind.isWrite() {
 			x = c.choose()
 		}
+		x.key = fmt.Sprintf("b%d", w.rnd.IntN(50)) // hundreds of calls at once on one key have too many orders to be searched
 		if x.kind == callPut {
 			x.value += strings.Repeat("y", w.rnd.IntN(valueBytes))
 		}

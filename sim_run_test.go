@@ -74,11 +74,8 @@ func (w *world) loseMajority() {
 		}
 	}
 	w.note(0, "majority lost", 0, 0, 0)
-	index := w.facts.newest.Index
 	w.runUntil(w.now + 30*time.Second)
-	if !w.facts.newest.IsJoint() && w.facts.newest.Index != index && w.isWhole() {
-		w.fail("a cluster without a majority has replaced its members")
-	}
+	w.wantLostEverywhere()
 	w.hist.closed = true
 	w.runUntil(w.now + w.plan.deadlineMax + time.Second)
 	for _, p := range w.procs {
@@ -177,6 +174,20 @@ func (w *world) foundingFault(at time.Duration) {
 func (w *world) must(err error) {
 	if err != nil {
 		w.fail("%v", err)
+	}
+}
+
+// wantLostEverywhere checks that survivors say that the majority is lost.
+func (w *world) wantLostEverywhere() {
+	now := w.facts.newest
+	for _, p := range w.procs {
+		switch {
+		case p == nil || p.raftID() == 0 || p.n.loop.roster.Index != now.Index || p.n.view.Load().lost != nil:
+		case now.IsVoter(p.raftID()):
+			w.fail("member %d does not say that the majority is lost; membership %s", p.place.id, membershipText(now))
+		default: // a learner believes in its last leader for as long as that one says anything
+			w.count.add("learners that do not say that a majority is lost", 1)
+		}
 	}
 }
 
