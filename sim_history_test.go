@@ -98,7 +98,11 @@ func (h *judge) record(x *call, revision uint64, err error) {
 	} else {
 		h.told.End(x.id, history.Result{Outcome: history.OutcomeOf(err), Revision: revision}, int64(w.now))
 	}
-	w.note(x.p.place.id, "end", uint64(x.c.id), uint64(x.kind), revision)
+	text := ""
+	if err != nil && (w.trace.all || w.hist.closed) {
+		text = err.Error()
+	}
+	w.noteText(x.p.place.id, "end", uint64(x.c.id), uint64(x.kind), revision, text)
 	w.count.outcome(x.kind, err)
 }
 

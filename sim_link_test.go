@@ -491,6 +491,9 @@ func (s *stream) take(f *frame) {
 		return
 	}
 	if s.broken && (!w.plan.lateFrames || f.sent >= s.ended) {
+		if back := w.paths[p.place.at][s.link.net.p.place.at]; !back.cut {
+			w.after(back.takes(w), func() { s.tellSender(errUnreachable, false) }) // what comes to no stream is reset
+		}
 		return
 	}
 	if l := p.net.links[s.from]; l != nil {
@@ -564,13 +567,17 @@ func (s *stream) breakOff(err error, told bool) {
 	if back.cut {
 		d, err, told = simKeepalive, errUnreachable, false
 	}
-	w.after(d, func() {
-		l.net.p.arrive(func() {
-			if l.stream == s {
-				l.stream = nil
-				l.lost(true, err, told)
-			}
-		})
+	w.after(d, func() { s.tellSender(err, told) })
+}
+
+// tellSender has the sender notice that its stream has ended.
+func (s *stream) tellSender(err error, told bool) {
+	l := s.link
+	l.net.p.arrive(func() {
+		if l.stream == s {
+			l.stream = nil
+			l.lost(true, err, told)
+		}
 	})
 }
 
