@@ -111,29 +111,39 @@ func (w *world) coordinate() {
 		}
 		members[i] = roster.Member{RaftID: roster.RaftID(pl.id, 0), Addr: pl.addr, Nonce: w.procs[i].n.loop.nonce}
 	}
-	first := w.procs[0]
 	r := roster.Found(randomID(), members)
-	hello := &kvpb.Hello{From: first.n.loop.identity()}
-	bound, failed, at := 0, false, w.now
+	at, all := w.bindAll(r)
+	w.tellFounded(r, at, all)
+}
+
+// bindAll has all founders accept. What it returns says whether all have.
+func (w *world) bindAll(r *roster.Roster) (until time.Duration, all func() bool) {
+	hello := &kvpb.Hello{From: w.procs[0].n.loop.identity()}
+	bound, at := 0, w.now
 	for _, p := range w.procs[:w.plan.members] {
 		at += w.about(10 * time.Millisecond)
 		w.at(at, func() {
 			p.arrive(func() {
 				p.n.post(func(l *loop) {
-					if l.bind(hello, r) != nil {
-						failed = true
-					} else {
+					if l.bind(hello, r) == nil {
 						bound++
 					}
 				})
 			})
 		})
 	}
+	return at, func() bool { return bound == len(r.Members) }
+}
+
+// tellFounded tells all founders, once all have accepted, and frees them in the
+// end or when the coordinator dies.
+func (w *world) tellFounded(r *roster.Roster, at time.Duration, all func() bool) {
+	first := w.procs[0]
 	w.foundingFault(at)
 	at += w.between(20*time.Millisecond, 100*time.Millisecond)
 	for _, p := range w.procs[:w.plan.members] {
 		w.at(at, func() {
-			if first.alive && !failed && bound == len(members) {
+			if first.alive && all() {
 				p.arrive(func() { p.n.post(func(l *loop) { w.must(l.found(r)) }) })
 			}
 		})
