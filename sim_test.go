@@ -108,7 +108,7 @@ func TestSimulator(t *testing.T) {
 	case *simHours == 0:
 		n := uint64(10)
 		if raceEnabled {
-			n = 2
+			n = 1
 		}
 		for seed := range n {
 			run(*simBase + seed)
@@ -153,7 +153,7 @@ func table(m map[string]uint64) string {
 func TestSimulatorReplaysIdentically(t *testing.T) {
 	var hashes [2]uint64
 	for i := range hashes {
-		t.Run(fmt.Sprint(i), func(t *testing.T) { hashes[i] = runSeed(t, *simBase, newCounts()) })
+		t.Run(fmt.Sprint(i), func(t *testing.T) { hashes[i] = runSeed(t, *simBase, newCounts(), func(p *plan) { p.safety /= 4 }) })
 	}
 	if hashes[0] != hashes[1] {
 		t.Errorf("the same seed has traces %016x and %016x", hashes[0], hashes[1])
@@ -163,6 +163,9 @@ func TestSimulatorReplaysIdentically(t *testing.T) {
 // TestSimulatedLossOfMajority runs seeds in which a majority loses its memory.
 func TestSimulatedLossOfMajority(t *testing.T) {
 	n := uint64(3)
+	if raceEnabled {
+		n = 1
+	}
 	if *simHours > 0 {
 		n = uint64(*simHours * 20)
 	}
