@@ -33,7 +33,9 @@ var bugs = []bug{
 		"\tr.number = 1\n\tround.attempts"}}},
 	{name: "acknowledged before it is committed", edits: []edit{{"node.go",
 		"\treturn l.commit(rd.CommittedEntries)\n",
-		"\tif l.lead.raftID != l.raftID || l.Last() <= l.change.decided {\n\t\treturn l.commit(rd.CommittedEntries)\n\t}\n\tentries, err := l.log.Entries(l.change.decided+1, l.Last()+1, 1<<40)\n\tif err != nil {\n\t\treturn err\n\t}\n\treturn l.commit(entries)\n"}}},
+		"\tentries := rd.CommittedEntries\n\tfor len(entries) > 0 && entries[0].GetIndex() <= l.change.decided {\n\t\tentries = entries[1:]\n\t}\n" +
+			"\tif l.lead.raftID == l.raftID && l.Last() > l.change.decided {\n\t\tentries, _ = l.log.Entries(l.change.decided+1, l.Last()+1, 1<<40)\n\t}\n" +
+			"\treturn l.commit(entries)\n"}}},
 	{name: "vote forgotten", edits: []edit{{"loop_time.go",
 		"\tl.raw.Tick()\n",
 		"\tif hs, _, _ := l.log.InitialState(); l.lead.raftID == 0 && hs.GetVote() != 0 && l.now%5 == 0 {\n" +
@@ -53,7 +55,7 @@ var bugs = []bug{
 		"\tl.nonce = string(h.GetToNonce())\n\tif false {"}}},
 	{name: "no deduplication", edits: []edit{{"fsm.go",
 		"\t\tif state == dedup.Fresh {\n",
-		"\t\tif state == dedup.Fresh || state == dedup.Applied {\n"}}},
+		"\t\tif state == dedup.Applied {\n\t\t\tr = f.applyCommand(c)\n\t\t}\n\t\tif state == dedup.Fresh {\n"}}},
 	{name: "applied twice after a snapshot: its table is not taken over", edits: []edit{{"fsm.go",
 		"\tf.keys, f.dedup, f.roster = s.keys, s.dedup, s.roster\n",
 		"\tf.keys, f.roster = s.keys, s.roster\n\tf.dedup.Retain(s.roster.RaftIDs())\n"}}},
