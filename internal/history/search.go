@@ -14,7 +14,7 @@ import (
 // known to be too low for 50 clients that write one key all the time.
 const (
 	stepsPerOperation = 100
-	stepsMin          = 100_000
+	stepsMin          = 20_000_000
 )
 
 // search has porcupine look for an order of each key's operations.
