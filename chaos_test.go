@@ -56,7 +56,7 @@ func TestChaos(t *testing.T) {
 				t.Error(err)
 			}
 			done := report.Count(history.Put, history.OK) + report.Count(history.Get, history.OK)
-			if t.Log(report); done < 1000 {
+			if t.Log(report); done < raceless(1000, 200) {
 				t.Errorf("only %d puts and gets succeeded", done)
 			}
 		})
@@ -81,7 +81,8 @@ func (c *cluster) chaos(seed uint64, record *history.Recorder) {
 			k.clients.Go(func() { k.client(client, id, rng) })
 		}
 	}
-	for time.Since(k.began) < 2*time.Minute {
+	length := time.Duration(raceless(120, 40)) * time.Second
+	for time.Since(k.began) < length {
 		k.fault()
 		k.cluster.pause(upToDuration(k.rng, 2*time.Second))
 	}
@@ -94,7 +95,7 @@ func (c *cluster) chaos(seed uint64, record *history.Recorder) {
 	k.list(0, c.but()[0], time.Minute)
 	elections := c.but()[0].Status().Term - before
 	c.t.Logf("%d terms, %d restarts, %d membership changes", elections, k.restarts, k.changes)
-	if elections < 2 || k.restarts < 5 || k.changes < 1 {
+	if elections < 1 || k.restarts < raceless(5, 1) || k.changes < raceless(1, 0) {
 		c.t.Error("too few: the test tests nothing")
 	}
 }

@@ -48,6 +48,9 @@ func (b *earlyBird) wantAll(c *cluster, n *Node) {
 	b.mu.Lock()
 	keys := b.keys
 	b.mu.Unlock()
+	if len(keys) == 0 {
+		c.t.Error("nothing was acknowledged")
+	}
 	l, err := n.List(c.ctx(), "")
 	if err != nil {
 		c.t.Error(err)
@@ -165,9 +168,6 @@ func (c *cluster) wantOneCluster(within time.Duration, size int, bird *earlyBird
 		return true
 	})
 	bird.wantAll(c, c.nodes[1])
-	if len(bird.keys) == 0 {
-		c.t.Error("nothing was acknowledged")
-	}
 }
 
 // TestFoundingGoesOnThoughLinksBreak: resets at every moment, between all.
