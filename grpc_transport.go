@@ -164,11 +164,9 @@ func (t *grpcTransport) refuse(to, first uint64) {
 	}
 }
 
-func (t *grpcTransport) ping() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, l := range t.links {
-		l.Ping()
+func (t *grpcTransport) stand(to uint64, s *kvpb.Standing) {
+	if l := t.to(to); l != nil {
+		l.Stand(s)
 	}
 }
 
@@ -335,12 +333,12 @@ func (t *grpcTransport) take(ctx context.Context, from, self uint64, frame *kvpb
 		return nil // the stream has ended; Recv says so
 	}
 	if len(frame.GetMessages())+len(frame.GetProposals())+len(frame.GetRefusals()) == 0 {
-		return t.ask(func(l *loop) error { return l.receiveAs(self, from, nil) }) // a ping, which wants to know
+		return t.ask(func(l *loop) error { return l.receiveAs(self, from, nil, frame.GetStanding()) }) // the sender wants to know
 	}
 	t.node.post(func(l *loop) {
 		defer t.inbox.Release(batches) // in the log, or refused
 		defer l.whenThereIsRoom(func() { t.inbox.Release(bytes) })
-		if err := l.receiveAs(self, from, messages); err != nil {
+		if err := l.receiveAs(self, from, messages, frame.GetStanding()); err != nil {
 			cut.Store(&err)
 			return
 		}

@@ -5,6 +5,7 @@ import (
 
 	"example.com/raftkv/internal/reads"
 	"example.com/raftkv/internal/roster"
+	kvpb "example.com/raftkv/proto/raftkv/v1"
 )
 
 // What the loop judges of the node's and the cluster's condition, once a tick:
@@ -66,25 +67,27 @@ func (l *loop) tellCaughtUp() {
 func (l *loop) isReady() bool {
 	self, ok := l.roster.Lookup(l.raftID)
 	_, replaces := l.roster.Replaced(self)
-	leads := l.lead.raftID == l.raftID && l.lead.ready
-	follows := l.lead.raftID != 0 && l.lead.raftID != l.raftID && l.answers(l.lead.raftID)
-	return ok && !replaces && l.health.caughtUp && l.change.gone == 0 && (leads || follows)
+	return ok && !replaces && l.health.caughtUp && l.change.gone == 0 && l.hearsLeader()
 }
 
 // lostQuorum returns an error if those voters that are not lost are no majority
-// of one half of the configuration in force.
+// of one half of the configuration in force, and the others of them agree. Alone
+// this node might judge by a membership that is long past.
 func (l *loop) lostQuorum() error {
-	if len(l.links.inPlace) == 0 || l.lead.raftID != 0 && l.lead.raftID != l.raftID && l.answers(l.lead.raftID) {
+	if len(l.links.inPlace) == 0 || l.lead.raftID != l.raftID && l.hearsLeader() {
 		return nil
 	}
 	for _, half := range [][]uint64{l.roster.Conf.GetVoters(), l.roster.Conf.GetVotersOutgoing()} {
 		var lost []uint64
+		agree := true
 		for _, raftID := range half {
 			if l.isLost(raftID) {
 				lost = append(lost, roster.MemberID(raftID))
+			} else {
+				agree = agree && l.agrees(raftID)
 			}
 		}
-		if len(half) > 0 && len(half)-len(lost) < quorum(len(half)) {
+		if len(half) > 0 && len(half)-len(lost) < quorum(len(half)) && agree {
 			return fmt.Errorf("%w: of %d voters, members %d have restarted without their memory", ErrQuorumLost, len(half), lost)
 		}
 	}
@@ -97,6 +100,37 @@ func (l *loop) lostQuorum() error {
 func (l *loop) isLost(raftID uint64) bool {
 	isOurs := roster.MemberID(raftID) == l.cfg.ID && raftID != l.raftID
 	return (isOurs || l.links.inPlace[raftID] != "") && !l.answers(raftID)
+}
+
+// A standing is how a member sees the cluster, as it said at a tick.
+type standing struct {
+	roster uint64 // the index of its membership
+	hears  bool   // it leads, or hears from the leader
+	at     uint64
+}
+
+// ownStanding is how this one does.
+func (l *loop) ownStanding() *kvpb.Standing {
+	return &kvpb.Standing{RosterIndex: l.roster.Index, HearsLeader: l.hearsLeader()}
+}
+
+// standsFor takes what a member says of how it stands, and answers if it asks.
+func (l *loop) standsFor(raftID uint64, s *kvpb.Standing) {
+	if !l.runs() {
+		return
+	}
+	l.links.standing[raftID] = standing{s.GetRosterIndex(), s.GetHearsLeader(), l.now}
+	if s.GetAsks() {
+		l.net.stand(raftID, l.ownStanding())
+	}
+}
+
+// agrees reports whether a voter has said lately that it hears of no leader
+// either, and knows no newer membership.
+func (l *loop) agrees(raftID uint64) bool {
+	s, ok := l.links.standing[raftID]
+	fresh := ok && l.now-s.at <= 3*uint64(l.cfg.Timing.electionTicks())
+	return raftID == l.raftID || fresh && !s.hears && s.roster <= l.roster.Index
 }
 
 func quorum(voters int) int { return voters/2 + 1 }

@@ -77,6 +77,7 @@ func (l *loop) setRoster(next *roster.Roster) {
 	}
 	forgetRemoved(next, l.links.contact)
 	forgetRemoved(next, l.links.inPlace)
+	forgetRemoved(next, l.links.standing)
 	forgetRemoved(next, l.links.lost)
 	forgetRemoved(next, l.links.appended)
 	forgetRemoved(next, l.snaps.again)

@@ -18,6 +18,8 @@ type leadership struct {
 	ready  bool   // we lead and have committed an entry of our term
 	since  uint64 // the tick of the last change
 	told   bool   // that calls wait for a leader
+	voice  uint64 // the raft ID of whom a leader's message last came from
+	heard  uint64 // the tick of that
 }
 
 // change is how far membership changes are. Raft may turn a proposed one into an
@@ -42,6 +44,7 @@ type snaps struct {
 // links is what the loop knows of other processes.
 type links struct {
 	contact  map[uint64]uint64        // raft ID to the tick of the last message
+	standing map[uint64]standing      // by raft ID: how others see the cluster
 	inPlace  map[uint64]string        // raft ID to the nonce of the process that answers in its place
 	guests   map[uint64]roster.Member // members that our roster does not show yet
 	sending  map[uint64]bool          // raft IDs that a snapshot is on its way to
@@ -64,7 +67,7 @@ func newSnaps() snaps { return snaps{again: make(map[uint64]uint64)} }
 // of one raft ID: the counts, and the room that is owed to receivers.
 func newLinks(old links) links {
 	return links{
-		contact: make(map[uint64]uint64), inPlace: make(map[uint64]string), guests: make(map[uint64]roster.Member),
+		contact: make(map[uint64]uint64), inPlace: make(map[uint64]string), standing: make(map[uint64]standing), guests: make(map[uint64]roster.Member),
 		sending: make(map[uint64]bool), appended: make(map[uint64]sentAppend), lost: make(map[uint64]bool),
 		blamed: make(map[string]bool), owed: old.owed, refused: old.refused,
 	}

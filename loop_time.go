@@ -1,5 +1,7 @@
 package raftkv
 
+import pb "go.etcd.io/raft/v3/raftpb"
+
 // What the loop does as time goes by: ticks are all that it knows of time.
 
 // isDue reports whether what process did lets flush do more, so that the next
@@ -27,14 +29,19 @@ func (l *loop) tick() {
 
 // doubtLeader acts, once per election timeout, on a leader that is not heard of.
 // This node may have been removed without hearing of it: nobody sends to it any
-// more, and as a learner it holds no elections in which it would be told. Raft
-// never lets a learner forget a leader, so that is done here too.
+// more, and as a learner it holds no elections in which it would be told. Or a
+// majority may be lost. So it asks the others how they stand. Raft never lets a
+// learner forget a leader, so that is done here too.
 func (l *loop) doubtLeader() {
 	election := uint64(l.cfg.Timing.electionTicks())
-	if l.now%election != 0 || l.lead.raftID == l.raftID || l.lead.raftID != 0 && l.answers(l.lead.raftID) {
+	if l.now%election != 0 || l.lead.raftID == l.raftID || l.hearsLeader() {
 		return
 	}
-	l.net.ping()
+	s := l.ownStanding()
+	s.Asks = true
+	for _, m := range l.roster.Members {
+		l.net.stand(m.RaftID, s)
+	}
 	if l.lead.raftID != 0 && !l.roster.IsVoter(l.raftID) {
 		_ = l.raw.ForgetLeader() // fails only with lease-based reads
 	}
@@ -68,6 +75,23 @@ func (l *loop) answers(raftID uint64) bool {
 	}
 	at, ok := l.links.contact[raftID]
 	return ok && l.now-at <= uint64(l.cfg.Timing.electionTicks())
+}
+
+// hear notes a message that only a leader sends.
+func (l *loop) hear(m *pb.Message) {
+	switch m.GetType() {
+	case pb.MsgApp, pb.MsgHeartbeat, pb.MsgSnap:
+		l.lead.voice, l.lead.heard = m.GetFrom(), l.now
+	}
+}
+
+// hearsLeader reports whether this node leads with a commit in its term, or has
+// heard of the leader, as such, within an election timeout.
+func (l *loop) hearsLeader() bool {
+	if l.lead.raftID == l.raftID {
+		return l.lead.ready
+	}
+	return l.lead.raftID != 0 && l.lead.voice == l.lead.raftID && l.now-l.lead.heard <= uint64(l.cfg.Timing.electionTicks())
 }
 
 // isOver reports whether a removed node has gone on for long enough.

@@ -85,8 +85,8 @@ type transport interface {
 	forward(to uint64, batch outbox.Batch)
 	// refuse tells a member that its batch was not taken.
 	refuse(to uint64, first uint64)
-	// ping asks all linked members whether they still take us for a member.
-	ping()
+	// stand tells a member how this one sees the cluster.
+	stand(to uint64, s *kvpb.Standing)
 	// sendSnapshot begins to send a state, and has snapshotSent called in the
 	// end. It returns false if as many as allowed are on their way.
 	sendSnapshot(m *pb.Message, h *snapshotHandle) bool
@@ -184,11 +184,15 @@ func (l *loop) receive(from uint64, messages []*pb.Message) error {
 
 // receiveAs is receive for a stream that was opened to the raft ID given. After a
 // recovery that is another one, of another cluster.
-func (l *loop) receiveAs(raftID, from uint64, messages []*pb.Message) error {
+func (l *loop) receiveAs(raftID, from uint64, messages []*pb.Message, s *kvpb.Standing) error {
 	if raftID != l.raftID {
 		return fmt.Errorf("%w: member %d was made another cluster", ErrMembershipRefused, l.cfg.ID)
 	}
-	return l.receive(from, messages)
+	err := l.receive(from, messages)
+	if err == nil && s != nil {
+		l.standsFor(from, s)
+	}
+	return err
 }
 
 // step lets a message through the firewall and hands it to raft.
@@ -202,6 +206,7 @@ func (l *loop) step(m *pb.Message) error {
 	if m.GetType() == pb.MsgReadIndex && l.lead.raftID == l.raftID && !l.lead.ready {
 		return nil // with one voter raft would answer too early (etcd-io/raft#105); they ask again
 	}
+	l.hear(m)
 	rewrites := firewall.Rewrites(m, v)
 	if err := l.raw.Step(m); err != nil {
 		l.logger.Debug("message not taken", "type", m.GetType().String(), "from", roster.MemberID(m.GetFrom()), "err", err)

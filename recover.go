@@ -65,7 +65,7 @@ func (l *loop) beginRecovering(r *recovery) {
 	case l.recover != nil:
 		r.done(nil, fmt.Errorf("%w: another recovery is under way", ErrMembershipRefused))
 		return
-	case l.Leads() && l.health.lost == nil, l.lead.raftID != 0 && l.lead.raftID != l.raftID && l.answers(l.lead.raftID):
+	case l.hearsLeader() && l.health.lost == nil:
 		r.done(nil, fmt.Errorf("%w: member %d leads and answers, so no majority is lost", ErrMembershipRefused, roster.MemberID(l.lead.raftID)))
 		return
 	case l.change.gone != 0:

@@ -186,6 +186,10 @@ func TestRecoverLeavesTheOldClusterBehind(t *testing.T) {
 		}
 		c.pause(5 * time.Second)
 		chosen, other := alive[0], alive[1]
+		for _, n := range alive {
+			_, err := n.Get(c.ctx(), "k")
+			wantErr(t, "Get on a survivor", err, ErrQuorumLost)
+		}
 		if _, err := chosen.Recover(c.ctx()); err != nil {
 			t.Fatal(err)
 		}
@@ -193,8 +197,8 @@ func TestRecoverLeavesTheOldClusterBehind(t *testing.T) {
 		_, err := chosen.AddLearner(c.ctx(), other.cfg.ID, other.cfg.Addr)
 		wantErr(t, "AddLearner of a member of the old cluster", err, ErrMembershipRefused)
 		c.pause(5 * time.Second)
-		_, err = other.Get(c.ctx(), "k")
-		wantErr(t, "Get on the other survivor", err, ErrQuorumLost)
+		_, err = other.Get(c.within(time.Second), "k")
+		wantErr(t, "Get on the other survivor", err, ErrNoLeader, context.DeadlineExceeded) // nobody is left who agrees
 		if s := chosen.Status(); s.Term > 10 || len(s.Membership.Members) != 1 {
 			t.Errorf("status %+v", s)
 		}
@@ -293,5 +297,50 @@ func TestSpareVoters(t *testing.T) {
 			c.kill(n)
 			want--
 		}
+	})
+}
+
+// TestOutdatedMemberCallsNoMajorityLost: a member that has missed changes of the
+// membership meets blank processes where voters were. They are none any more, and
+// it has nobody to confirm what it thinks.
+func TestOutdatedMemberCallsNoMajorityLost(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.found(5)
+		outdated := c.nodes[5]
+		if err := c.nodes[1].TransferLeadership(c.ctx(), 1); err != nil {
+			t.Fatal(err)
+		}
+		c.net.Isolate(outdated.cfg.Addr)
+		m, err := c.nodes[1].ChangeMembership(c.ctx(), []uint64{1, 2, 5})
+		if err != nil || !slices.Equal(voters(m), []uint64{1, 2, 5}) {
+			t.Fatalf("%+v, %v", m, err)
+		}
+		for _, id := range []uint64{3, 4} {
+			c.wantRemoved(c.nodes[id])
+			c.restart(id)
+		}
+		c.kill(c.nodes[2])
+		c.restart(2)
+		c.net.Cut("n1:1", "n5:1")
+		c.net.Cut("n5:1", "n1:1")
+		c.net.Rejoin(outdated.cfg.Addr)
+		for range 100 {
+			c.pause(200 * time.Millisecond)
+			if s := outdated.Status(); s.QuorumLost {
+				t.Fatalf("the outdated member: %+v", s)
+			}
+		}
+		if met := outdated.do(func(l *loop) {
+			if len(l.links.inPlace) < 3 {
+				t.Errorf("it has met %d blank processes: the test tests nothing", len(l.links.inPlace))
+			}
+		}); met != nil {
+			t.Fatal(met)
+		}
+		c.net.Heal("n1:1", "n5:1")
+		c.net.Heal("n5:1", "n1:1")
+		delete(c.nodes, 3)
+		delete(c.nodes, 4)
+		c.wantHealed(10*time.Second, 1, 2, 5)
 	})
 }

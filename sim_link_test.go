@@ -57,7 +57,7 @@ type simLink struct {
 	control, appends []*pb.Message
 	proposals        [][]byte
 	refusals         []uint64
-	ping             bool
+	standing         *kvpb.Standing
 	overflow         bool
 	flushing         bool
 }
@@ -137,9 +137,9 @@ func (t *simTransport) refuse(to, first uint64) {
 	}
 }
 
-func (t *simTransport) ping() {
-	for _, l := range t.sorted() {
-		l.ping = true
+func (t *simTransport) stand(to uint64, s *kvpb.Standing) {
+	if l := t.links[to]; l != nil {
+		l.standing = s
 		l.wake()
 	}
 }
@@ -362,10 +362,11 @@ func (l *simLink) flush() {
 		f.proposals = append(f.proposals, slices.Clone(data))
 	}
 	empty := len(f.messages)+len(f.proposals)+len(f.refusals) == 0
-	if empty && !l.ping {
+	if empty && l.standing == nil {
 		return
 	}
-	l.control, l.appends, l.proposals, l.refusals, l.ping, l.overflow = l.control[:0], l.appends[:0], nil, nil, false, false
+	f.standing = l.standing
+	l.control, l.appends, l.proposals, l.refusals, l.standing, l.overflow = l.control[:0], l.appends[:0], nil, nil, nil, false
 	clear(l.control[:cap(l.control)])
 	clear(l.appends[:cap(l.appends)])
 	l.net.p.w.transmit(s, f)

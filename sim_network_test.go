@@ -9,6 +9,7 @@ import (
 
 	"example.com/raftkv/internal/firewall"
 	"example.com/raftkv/internal/outbox"
+	kvpb "example.com/raftkv/proto/raftkv/v1"
 )
 
 // What lies between the links of the simulator: paths that can be cut and slow,
@@ -37,6 +38,7 @@ type frame struct {
 	messages  [][]byte
 	proposals [][]byte
 	refusals  []uint64
+	standing  *kvpb.Standing
 }
 
 // A stream is one stream of messages between two processes.
@@ -152,16 +154,16 @@ func (s *stream) take(f *frame) {
 		w.mixIn(data)
 		proposals[i] = batch
 	}
-	s.post(messages, proposals, f.refusals)
+	s.post(messages, proposals, f.refusals, f.standing)
 }
 
 // post hands the contents of a frame to the loop.
-func (s *stream) post(messages []*pb.Message, proposals []outbox.Batch, refusals []uint64) {
+func (s *stream) post(messages []*pb.Message, proposals []outbox.Batch, refusals []uint64, standing *kvpb.Standing) {
 	p := s.to
 	ping := len(messages)+len(proposals)+len(refusals) == 0
 	p.n.post(func(l *loop) {
 		defer l.whenThereIsRoom(func() {})
-		if err := l.receive(s.from, messages); err != nil {
+		if err := l.receiveAs(s.self, s.from, messages, standing); err != nil {
 			if !errors.Is(err, ErrRemoved) {
 				p.w.fail("member %d cuts off raft ID %x: %v", p.place.id, s.from, err)
 			}

@@ -99,6 +99,7 @@ func (l *loop) receiveSnapshot(m *pb.Message, s *stagedSnapshot) error {
 		return fmt.Errorf("%w: this process", ErrNotInitialized)
 	}
 	l.heard(m.GetFrom())
+	l.hear(m)
 	if err := firewall.CheckSnapshot(m, l.firewallView()); errors.Is(err, firewall.ErrDrop) {
 		return nil
 	} else if err != nil {

@@ -91,6 +91,11 @@ func frameContent(frame *kvpb.MessagesRequest) uint32 {
 			crc = addBytes(crc, data)
 		}
 	}
+	var standing []byte
+	if s := frame.GetStanding(); s != nil {
+		standing = marshal(s)
+	}
+	crc = addBytes(crc, standing)
 	crc = addNumber(crc, uint64(len(frame.GetRefusals())))
 	for _, r := range frame.GetRefusals() {
 		crc = addNumber(crc, r.GetFirstSequence())

@@ -50,7 +50,7 @@ func TestConnectionOnWhichNoStreamOpensIsReplaced(t *testing.T) {
 				s.change(func() { test.change(s) })
 				run(t, l)
 				for range 10 {
-					l.Ping()
+					l.queue.addPing()
 					time.Sleep(2 * helloTimeout)
 				}
 				if dials := n.Counts("client", member.Addr).Dials; (dials > 5) != test.replaced {

@@ -88,9 +88,9 @@ func (l *Link) Forward(batch []byte) { l.overflow(l.queue.addProposal(batch)) }
 // Refuse queues the answer that a batch of the member's was not taken.
 func (l *Link) Refuse(first uint64) { l.overflow(l.queue.addRefusal(first)) }
 
-// Ping has an empty frame sent, to which the member answers if it no longer
-// takes us for a member.
-func (l *Link) Ping() { l.queue.addPing() }
+// Stand has the member told how this one sees the cluster. It answers if it is
+// asked to, or if it no longer takes us for a member.
+func (l *Link) Stand(s *kvpb.Standing) { l.queue.addStanding(s) }
 
 func (l *Link) overflow(first bool) {
 	if first {
@@ -232,7 +232,7 @@ func (l *Link) send(ctx context.Context, s grpc.BidiStreamingClient[kvpb.Message
 			case <-l.queue.wakec:
 				continue
 			case <-ticker.C:
-				l.Ping()
+				l.queue.addPing()
 				continue
 			case <-ctx.Done():
 				return

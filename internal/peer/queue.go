@@ -33,6 +33,7 @@ type queue struct {
 	proposals [][]byte
 	refusals  []uint64
 	ping      bool // send a frame even if nothing waits
+	standing  *kvpb.Standing
 	bytes     int
 	overflow  bool // something was dropped since the queue was last empty
 }
@@ -89,6 +90,18 @@ func (q *queue) addPing() {
 	q.wake()
 }
 
+// addStanding queues how this member sees the cluster, in place of what it said
+// before. A question that waits is not lost by that.
+func (q *queue) addStanding(s *kvpb.Standing) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.standing.GetAsks() && !s.GetAsks() {
+		s = &kvpb.Standing{RosterIndex: s.GetRosterIndex(), HearsLeader: s.GetHearsLeader(), Asks: true}
+	}
+	q.standing = s
+	q.wake()
+}
+
 func (q *queue) wake() {
 	select {
 	case q.wakec <- struct{}{}:
@@ -99,10 +112,11 @@ func (q *queue) wake() {
 // take returns the next frame, or nil if nothing waits.
 func (q *queue) take() (*kvpb.MessagesRequest, error) {
 	messages, proposals, refusals, ping := q.cut()
-	if len(messages)+len(proposals)+len(refusals) == 0 && !ping {
+	standing := q.takeStanding()
+	if len(messages)+len(proposals)+len(refusals) == 0 && !ping && standing == nil {
 		return nil, nil
 	}
-	frame := &kvpb.MessagesRequest{Proposals: proposals}
+	frame := &kvpb.MessagesRequest{Proposals: proposals, Standing: standing}
 	for _, m := range messages {
 		// Entries are shared with the log; marshalling only reads them.
 		data, err := proto.Marshal(m)
@@ -115,6 +129,14 @@ func (q *queue) take() (*kvpb.MessagesRequest, error) {
 		frame.Refusals = append(frame.Refusals, &kvpb.Refusal{FirstSequence: first})
 	}
 	return frame, nil
+}
+
+func (q *queue) takeStanding() *kvpb.Standing {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	s := q.standing
+	q.standing = nil
+	return s
 }
 
 // cut removes what goes into the next frame.
@@ -153,7 +175,7 @@ func (q *queue) drop() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	had := len(q.control)+len(q.appends)+len(q.proposals)+len(q.refusals) > 0
-	q.control, q.appends, q.proposals, q.refusals = nil, nil, nil, nil
+	q.control, q.appends, q.proposals, q.refusals, q.standing = nil, nil, nil, nil, nil
 	q.bytes, q.overflow = 0, false
 	return had
 }

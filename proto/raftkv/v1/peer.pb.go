@@ -344,7 +344,9 @@ type MessagesRequest struct {
 	// Proposals of the receiver that the sender did not take.
 	Refusals []*Refusal `protobuf:"bytes,4,rep,name=refusals,proto3" json:"refusals,omitempty"`
 	// Over all of these; see package checksum.
-	Crc           uint32 `protobuf:"fixed32,5,opt,name=crc,proto3" json:"crc,omitempty"`
+	Crc uint32 `protobuf:"fixed32,5,opt,name=crc,proto3" json:"crc,omitempty"`
+	// How the sender sees the cluster; absent unless it has no leader, or was asked.
+	Standing      *Standing `protobuf:"bytes,6,opt,name=standing,proto3" json:"standing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -414,6 +416,78 @@ func (x *MessagesRequest) GetCrc() uint32 {
 	return 0
 }
 
+func (x *MessagesRequest) GetStanding() *Standing {
+	if x != nil {
+		return x.Standing
+	}
+	return nil
+}
+
+// Standing is how a member sees the cluster: what others have to know before
+// they may call a majority lost.
+type Standing struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The index of its membership.
+	RosterIndex uint64 `protobuf:"varint,1,opt,name=roster_index,json=rosterIndex,proto3" json:"roster_index,omitempty"`
+	// Whether it leads, or hears from the leader.
+	HearsLeader bool `protobuf:"varint,2,opt,name=hears_leader,json=hearsLeader,proto3" json:"hears_leader,omitempty"`
+	// Whether it wants to know the receiver's.
+	Asks          bool `protobuf:"varint,3,opt,name=asks,proto3" json:"asks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Standing) Reset() {
+	*x = Standing{}
+	mi := &file_raftkv_v1_peer_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Standing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Standing) ProtoMessage() {}
+
+func (x *Standing) ProtoReflect() protoreflect.Message {
+	mi := &file_raftkv_v1_peer_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Standing.ProtoReflect.Descriptor instead.
+func (*Standing) Descriptor() ([]byte, []int) {
+	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Standing) GetRosterIndex() uint64 {
+	if x != nil {
+		return x.RosterIndex
+	}
+	return 0
+}
+
+func (x *Standing) GetHearsLeader() bool {
+	if x != nil {
+		return x.HearsLeader
+	}
+	return false
+}
+
+func (x *Standing) GetAsks() bool {
+	if x != nil {
+		return x.Asks
+	}
+	return false
+}
+
 // Refusal says that a forwarded batch was not proposed.
 type Refusal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -425,7 +499,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_raftkv_v1_peer_proto_msgTypes[5]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -437,7 +511,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_raftkv_v1_peer_proto_msgTypes[5]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -450,7 +524,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{5}
+	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Refusal) GetFirstSequence() uint64 {
@@ -474,7 +548,7 @@ type MessagesResponse struct {
 
 func (x *MessagesResponse) Reset() {
 	*x = MessagesResponse{}
-	mi := &file_raftkv_v1_peer_proto_msgTypes[6]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -486,7 +560,7 @@ func (x *MessagesResponse) String() string {
 func (*MessagesResponse) ProtoMessage() {}
 
 func (x *MessagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raftkv_v1_peer_proto_msgTypes[6]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -499,7 +573,7 @@ func (x *MessagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessagesResponse.ProtoReflect.Descriptor instead.
 func (*MessagesResponse) Descriptor() ([]byte, []int) {
-	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{6}
+	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *MessagesResponse) GetIdentity() *Identity {
@@ -533,7 +607,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_raftkv_v1_peer_proto_msgTypes[7]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -545,7 +619,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raftkv_v1_peer_proto_msgTypes[7]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -558,7 +632,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{7}
+	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SnapshotRequest) GetPart() isSnapshotRequest_Part {
@@ -643,7 +717,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_raftkv_v1_peer_proto_msgTypes[8]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -655,7 +729,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_raftkv_v1_peer_proto_msgTypes[8]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -668,7 +742,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{8}
+	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SnapshotHeader) GetHello() *Hello {
@@ -733,7 +807,7 @@ type SnapshotChunk struct {
 
 func (x *SnapshotChunk) Reset() {
 	*x = SnapshotChunk{}
-	mi := &file_raftkv_v1_peer_proto_msgTypes[9]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -745,7 +819,7 @@ func (x *SnapshotChunk) String() string {
 func (*SnapshotChunk) ProtoMessage() {}
 
 func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_raftkv_v1_peer_proto_msgTypes[9]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -758,7 +832,7 @@ func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{9}
+	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SnapshotChunk) GetCrc() uint32 {
@@ -786,7 +860,7 @@ type SnapshotTrailer struct {
 
 func (x *SnapshotTrailer) Reset() {
 	*x = SnapshotTrailer{}
-	mi := &file_raftkv_v1_peer_proto_msgTypes[10]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -798,7 +872,7 @@ func (x *SnapshotTrailer) String() string {
 func (*SnapshotTrailer) ProtoMessage() {}
 
 func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
-	mi := &file_raftkv_v1_peer_proto_msgTypes[10]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -811,7 +885,7 @@ func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotTrailer.ProtoReflect.Descriptor instead.
 func (*SnapshotTrailer) Descriptor() ([]byte, []int) {
-	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{10}
+	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SnapshotTrailer) GetStateHash() uint64 {
@@ -830,7 +904,7 @@ type SnapshotResponse struct {
 
 func (x *SnapshotResponse) Reset() {
 	*x = SnapshotResponse{}
-	mi := &file_raftkv_v1_peer_proto_msgTypes[11]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -842,7 +916,7 @@ func (x *SnapshotResponse) String() string {
 func (*SnapshotResponse) ProtoMessage() {}
 
 func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raftkv_v1_peer_proto_msgTypes[11]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -855,7 +929,7 @@ func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{11}
+	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{12}
 }
 
 // ForwardRequest hands a membership change to the leader.
@@ -882,7 +956,7 @@ type ForwardRequest struct {
 
 func (x *ForwardRequest) Reset() {
 	*x = ForwardRequest{}
-	mi := &file_raftkv_v1_peer_proto_msgTypes[12]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -894,7 +968,7 @@ func (x *ForwardRequest) String() string {
 func (*ForwardRequest) ProtoMessage() {}
 
 func (x *ForwardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raftkv_v1_peer_proto_msgTypes[12]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -907,7 +981,7 @@ func (x *ForwardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardRequest.ProtoReflect.Descriptor instead.
 func (*ForwardRequest) Descriptor() ([]byte, []int) {
-	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{12}
+	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ForwardRequest) GetHello() *Hello {
@@ -1019,7 +1093,7 @@ type ForwardResponse struct {
 
 func (x *ForwardResponse) Reset() {
 	*x = ForwardResponse{}
-	mi := &file_raftkv_v1_peer_proto_msgTypes[13]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1031,7 +1105,7 @@ func (x *ForwardResponse) String() string {
 func (*ForwardResponse) ProtoMessage() {}
 
 func (x *ForwardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raftkv_v1_peer_proto_msgTypes[13]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1044,7 +1118,7 @@ func (x *ForwardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardResponse.ProtoReflect.Descriptor instead.
 func (*ForwardResponse) Descriptor() ([]byte, []int) {
-	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{13}
+	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ForwardResponse) GetRoster() *Roster {
@@ -1078,7 +1152,7 @@ type FoundRequest struct {
 
 func (x *FoundRequest) Reset() {
 	*x = FoundRequest{}
-	mi := &file_raftkv_v1_peer_proto_msgTypes[14]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1090,7 +1164,7 @@ func (x *FoundRequest) String() string {
 func (*FoundRequest) ProtoMessage() {}
 
 func (x *FoundRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raftkv_v1_peer_proto_msgTypes[14]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1103,7 +1177,7 @@ func (x *FoundRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FoundRequest.ProtoReflect.Descriptor instead.
 func (*FoundRequest) Descriptor() ([]byte, []int) {
-	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{14}
+	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *FoundRequest) GetHello() *Hello {
@@ -1143,7 +1217,7 @@ type FoundResponse struct {
 
 func (x *FoundResponse) Reset() {
 	*x = FoundResponse{}
-	mi := &file_raftkv_v1_peer_proto_msgTypes[15]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1155,7 +1229,7 @@ func (x *FoundResponse) String() string {
 func (*FoundResponse) ProtoMessage() {}
 
 func (x *FoundResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raftkv_v1_peer_proto_msgTypes[15]
+	mi := &file_raftkv_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1168,7 +1242,7 @@ func (x *FoundResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FoundResponse.ProtoReflect.Descriptor instead.
 func (*FoundResponse) Descriptor() ([]byte, []int) {
-	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_raftkv_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 var File_raftkv_v1_peer_proto protoreflect.FileDescriptor
@@ -1200,13 +1274,18 @@ const file_raftkv_v1_peer_proto_rawDesc = "" +
 	"\rHelloResponse\x12/\n" +
 	"\bidentity\x18\x01 \x01(\v2\x13.raftkv.v1.IdentityR\bidentity\x12/\n" +
 	"\x06member\x18\x02 \x01(\v2\x17.raftkv.v1.RosterMemberR\x06member\x12\x10\n" +
-	"\x03crc\x18\x03 \x01(\aR\x03crc\"\xb5\x01\n" +
+	"\x03crc\x18\x03 \x01(\aR\x03crc\"\xe6\x01\n" +
 	"\x0fMessagesRequest\x12&\n" +
 	"\x05hello\x18\x01 \x01(\v2\x10.raftkv.v1.HelloR\x05hello\x12\x1a\n" +
 	"\bmessages\x18\x02 \x03(\fR\bmessages\x12\x1c\n" +
 	"\tproposals\x18\x03 \x03(\fR\tproposals\x12.\n" +
 	"\brefusals\x18\x04 \x03(\v2\x12.raftkv.v1.RefusalR\brefusals\x12\x10\n" +
-	"\x03crc\x18\x05 \x01(\aR\x03crc\"0\n" +
+	"\x03crc\x18\x05 \x01(\aR\x03crc\x12/\n" +
+	"\bstanding\x18\x06 \x01(\v2\x13.raftkv.v1.StandingR\bstanding\"d\n" +
+	"\bStanding\x12!\n" +
+	"\froster_index\x18\x01 \x01(\x04R\vrosterIndex\x12!\n" +
+	"\fhears_leader\x18\x02 \x01(\bR\vhearsLeader\x12\x12\n" +
+	"\x04asks\x18\x03 \x01(\bR\x04asks\"0\n" +
 	"\aRefusal\x12%\n" +
 	"\x0efirst_sequence\x18\x01 \x01(\x04R\rfirstSequence\"U\n" +
 	"\x10MessagesResponse\x12/\n" +
@@ -1271,67 +1350,69 @@ func file_raftkv_v1_peer_proto_rawDescGZIP() []byte {
 	return file_raftkv_v1_peer_proto_rawDescData
 }
 
-var file_raftkv_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_raftkv_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_raftkv_v1_peer_proto_goTypes = []any{
 	(*Identity)(nil),                  // 0: raftkv.v1.Identity
 	(*Hello)(nil),                     // 1: raftkv.v1.Hello
 	(*HelloRequest)(nil),              // 2: raftkv.v1.HelloRequest
 	(*HelloResponse)(nil),             // 3: raftkv.v1.HelloResponse
 	(*MessagesRequest)(nil),           // 4: raftkv.v1.MessagesRequest
-	(*Refusal)(nil),                   // 5: raftkv.v1.Refusal
-	(*MessagesResponse)(nil),          // 6: raftkv.v1.MessagesResponse
-	(*SnapshotRequest)(nil),           // 7: raftkv.v1.SnapshotRequest
-	(*SnapshotHeader)(nil),            // 8: raftkv.v1.SnapshotHeader
-	(*SnapshotChunk)(nil),             // 9: raftkv.v1.SnapshotChunk
-	(*SnapshotTrailer)(nil),           // 10: raftkv.v1.SnapshotTrailer
-	(*SnapshotResponse)(nil),          // 11: raftkv.v1.SnapshotResponse
-	(*ForwardRequest)(nil),            // 12: raftkv.v1.ForwardRequest
-	(*ForwardResponse)(nil),           // 13: raftkv.v1.ForwardResponse
-	(*FoundRequest)(nil),              // 14: raftkv.v1.FoundRequest
-	(*FoundResponse)(nil),             // 15: raftkv.v1.FoundResponse
-	(*RosterMember)(nil),              // 16: raftkv.v1.RosterMember
-	(*Roster)(nil),                    // 17: raftkv.v1.Roster
-	(*AddLearnerRequest)(nil),         // 18: raftkv.v1.AddLearnerRequest
-	(*RemoveLearnerRequest)(nil),      // 19: raftkv.v1.RemoveLearnerRequest
-	(*ChangeMembershipRequest)(nil),   // 20: raftkv.v1.ChangeMembershipRequest
-	(*TransferLeadershipRequest)(nil), // 21: raftkv.v1.TransferLeadershipRequest
+	(*Standing)(nil),                  // 5: raftkv.v1.Standing
+	(*Refusal)(nil),                   // 6: raftkv.v1.Refusal
+	(*MessagesResponse)(nil),          // 7: raftkv.v1.MessagesResponse
+	(*SnapshotRequest)(nil),           // 8: raftkv.v1.SnapshotRequest
+	(*SnapshotHeader)(nil),            // 9: raftkv.v1.SnapshotHeader
+	(*SnapshotChunk)(nil),             // 10: raftkv.v1.SnapshotChunk
+	(*SnapshotTrailer)(nil),           // 11: raftkv.v1.SnapshotTrailer
+	(*SnapshotResponse)(nil),          // 12: raftkv.v1.SnapshotResponse
+	(*ForwardRequest)(nil),            // 13: raftkv.v1.ForwardRequest
+	(*ForwardResponse)(nil),           // 14: raftkv.v1.ForwardResponse
+	(*FoundRequest)(nil),              // 15: raftkv.v1.FoundRequest
+	(*FoundResponse)(nil),             // 16: raftkv.v1.FoundResponse
+	(*RosterMember)(nil),              // 17: raftkv.v1.RosterMember
+	(*Roster)(nil),                    // 18: raftkv.v1.Roster
+	(*AddLearnerRequest)(nil),         // 19: raftkv.v1.AddLearnerRequest
+	(*RemoveLearnerRequest)(nil),      // 20: raftkv.v1.RemoveLearnerRequest
+	(*ChangeMembershipRequest)(nil),   // 21: raftkv.v1.ChangeMembershipRequest
+	(*TransferLeadershipRequest)(nil), // 22: raftkv.v1.TransferLeadershipRequest
 }
 var file_raftkv_v1_peer_proto_depIdxs = []int32{
 	0,  // 0: raftkv.v1.Hello.from:type_name -> raftkv.v1.Identity
 	1,  // 1: raftkv.v1.HelloRequest.hello:type_name -> raftkv.v1.Hello
 	0,  // 2: raftkv.v1.HelloResponse.identity:type_name -> raftkv.v1.Identity
-	16, // 3: raftkv.v1.HelloResponse.member:type_name -> raftkv.v1.RosterMember
+	17, // 3: raftkv.v1.HelloResponse.member:type_name -> raftkv.v1.RosterMember
 	1,  // 4: raftkv.v1.MessagesRequest.hello:type_name -> raftkv.v1.Hello
-	5,  // 5: raftkv.v1.MessagesRequest.refusals:type_name -> raftkv.v1.Refusal
-	0,  // 6: raftkv.v1.MessagesResponse.identity:type_name -> raftkv.v1.Identity
-	8,  // 7: raftkv.v1.SnapshotRequest.header:type_name -> raftkv.v1.SnapshotHeader
-	9,  // 8: raftkv.v1.SnapshotRequest.chunk:type_name -> raftkv.v1.SnapshotChunk
-	10, // 9: raftkv.v1.SnapshotRequest.trailer:type_name -> raftkv.v1.SnapshotTrailer
-	1,  // 10: raftkv.v1.SnapshotHeader.hello:type_name -> raftkv.v1.Hello
-	17, // 11: raftkv.v1.SnapshotHeader.roster:type_name -> raftkv.v1.Roster
-	1,  // 12: raftkv.v1.ForwardRequest.hello:type_name -> raftkv.v1.Hello
-	18, // 13: raftkv.v1.ForwardRequest.add_learner:type_name -> raftkv.v1.AddLearnerRequest
-	19, // 14: raftkv.v1.ForwardRequest.remove_learner:type_name -> raftkv.v1.RemoveLearnerRequest
-	20, // 15: raftkv.v1.ForwardRequest.change_membership:type_name -> raftkv.v1.ChangeMembershipRequest
-	21, // 16: raftkv.v1.ForwardRequest.transfer_leadership:type_name -> raftkv.v1.TransferLeadershipRequest
-	17, // 17: raftkv.v1.ForwardResponse.roster:type_name -> raftkv.v1.Roster
-	1,  // 18: raftkv.v1.FoundRequest.hello:type_name -> raftkv.v1.Hello
-	17, // 19: raftkv.v1.FoundRequest.roster:type_name -> raftkv.v1.Roster
-	2,  // 20: raftkv.v1.PeerService.Hello:input_type -> raftkv.v1.HelloRequest
-	4,  // 21: raftkv.v1.PeerService.Messages:input_type -> raftkv.v1.MessagesRequest
-	7,  // 22: raftkv.v1.PeerService.Snapshot:input_type -> raftkv.v1.SnapshotRequest
-	12, // 23: raftkv.v1.PeerService.Forward:input_type -> raftkv.v1.ForwardRequest
-	14, // 24: raftkv.v1.PeerService.Found:input_type -> raftkv.v1.FoundRequest
-	3,  // 25: raftkv.v1.PeerService.Hello:output_type -> raftkv.v1.HelloResponse
-	6,  // 26: raftkv.v1.PeerService.Messages:output_type -> raftkv.v1.MessagesResponse
-	11, // 27: raftkv.v1.PeerService.Snapshot:output_type -> raftkv.v1.SnapshotResponse
-	13, // 28: raftkv.v1.PeerService.Forward:output_type -> raftkv.v1.ForwardResponse
-	15, // 29: raftkv.v1.PeerService.Found:output_type -> raftkv.v1.FoundResponse
-	25, // [25:30] is the sub-list for method output_type
-	20, // [20:25] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	6,  // 5: raftkv.v1.MessagesRequest.refusals:type_name -> raftkv.v1.Refusal
+	5,  // 6: raftkv.v1.MessagesRequest.standing:type_name -> raftkv.v1.Standing
+	0,  // 7: raftkv.v1.MessagesResponse.identity:type_name -> raftkv.v1.Identity
+	9,  // 8: raftkv.v1.SnapshotRequest.header:type_name -> raftkv.v1.SnapshotHeader
+	10, // 9: raftkv.v1.SnapshotRequest.chunk:type_name -> raftkv.v1.SnapshotChunk
+	11, // 10: raftkv.v1.SnapshotRequest.trailer:type_name -> raftkv.v1.SnapshotTrailer
+	1,  // 11: raftkv.v1.SnapshotHeader.hello:type_name -> raftkv.v1.Hello
+	18, // 12: raftkv.v1.SnapshotHeader.roster:type_name -> raftkv.v1.Roster
+	1,  // 13: raftkv.v1.ForwardRequest.hello:type_name -> raftkv.v1.Hello
+	19, // 14: raftkv.v1.ForwardRequest.add_learner:type_name -> raftkv.v1.AddLearnerRequest
+	20, // 15: raftkv.v1.ForwardRequest.remove_learner:type_name -> raftkv.v1.RemoveLearnerRequest
+	21, // 16: raftkv.v1.ForwardRequest.change_membership:type_name -> raftkv.v1.ChangeMembershipRequest
+	22, // 17: raftkv.v1.ForwardRequest.transfer_leadership:type_name -> raftkv.v1.TransferLeadershipRequest
+	18, // 18: raftkv.v1.ForwardResponse.roster:type_name -> raftkv.v1.Roster
+	1,  // 19: raftkv.v1.FoundRequest.hello:type_name -> raftkv.v1.Hello
+	18, // 20: raftkv.v1.FoundRequest.roster:type_name -> raftkv.v1.Roster
+	2,  // 21: raftkv.v1.PeerService.Hello:input_type -> raftkv.v1.HelloRequest
+	4,  // 22: raftkv.v1.PeerService.Messages:input_type -> raftkv.v1.MessagesRequest
+	8,  // 23: raftkv.v1.PeerService.Snapshot:input_type -> raftkv.v1.SnapshotRequest
+	13, // 24: raftkv.v1.PeerService.Forward:input_type -> raftkv.v1.ForwardRequest
+	15, // 25: raftkv.v1.PeerService.Found:input_type -> raftkv.v1.FoundRequest
+	3,  // 26: raftkv.v1.PeerService.Hello:output_type -> raftkv.v1.HelloResponse
+	7,  // 27: raftkv.v1.PeerService.Messages:output_type -> raftkv.v1.MessagesResponse
+	12, // 28: raftkv.v1.PeerService.Snapshot:output_type -> raftkv.v1.SnapshotResponse
+	14, // 29: raftkv.v1.PeerService.Forward:output_type -> raftkv.v1.ForwardResponse
+	16, // 30: raftkv.v1.PeerService.Found:output_type -> raftkv.v1.FoundResponse
+	26, // [26:31] is the sub-list for method output_type
+	21, // [21:26] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_raftkv_v1_peer_proto_init() }
@@ -1341,12 +1422,12 @@ func file_raftkv_v1_peer_proto_init() {
 	}
 	file_raftkv_v1_cluster_proto_init()
 	file_raftkv_v1_command_proto_init()
-	file_raftkv_v1_peer_proto_msgTypes[7].OneofWrappers = []any{
+	file_raftkv_v1_peer_proto_msgTypes[8].OneofWrappers = []any{
 		(*SnapshotRequest_Header)(nil),
 		(*SnapshotRequest_Chunk)(nil),
 		(*SnapshotRequest_Trailer)(nil),
 	}
-	file_raftkv_v1_peer_proto_msgTypes[12].OneofWrappers = []any{
+	file_raftkv_v1_peer_proto_msgTypes[13].OneofWrappers = []any{
 		(*ForwardRequest_AddLearner)(nil),
 		(*ForwardRequest_RemoveLearner)(nil),
 		(*ForwardRequest_ChangeMembership)(nil),
@@ -1358,7 +1439,7 @@ func file_raftkv_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raftkv_v1_peer_proto_rawDesc), len(file_raftkv_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
