@@ -240,8 +240,9 @@ func (t *grpcTransport) Messages(s grpc.BidiStreamingServer[kvpb.MessagesRequest
 // for one.
 func (t *grpcTransport) frames(
 	s grpc.BidiStreamingServer[kvpb.MessagesRequest, kvpb.MessagesResponse], hello *kvpb.Hello, self uint64, silence *time.Timer,
-) error {
-	var cut atomic.Pointer[error] // why the loop wants the stream to end
+) (err error) {
+	defer t.node.guardHandler(&err) // the handler's own guard is in another goroutine
+	var cut atomic.Pointer[error]   // why the loop wants the stream to end
 	for {
 		silence.Reset(peer.SilenceMax)
 		frame, err := s.Recv()

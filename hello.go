@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,7 +15,7 @@ import (
 
 // protocolVersion is the version of PeerService. Members of different versions
 // refuse each other.
-const protocolVersion = 1
+const protocolVersion = 2
 
 // blamedMax bounds how many peers that were turned away are remembered, so that
 // each is logged once; later ones are only counted.
@@ -138,15 +139,15 @@ func (l *loop) adopt(h *kvpb.Hello) error {
 		return fmt.Errorf("%w: member %d is a new process, which the cluster does not know", ErrNotMember, l.cfg.ID)
 	}
 	cluster := string(h.GetFrom().GetClusterId())
-	if b := l.links.bound; b != nil {
-		if b.ClusterID == cluster {
-			return l.found(b) // the greeting is faster than the commit
-		}
+	if b := l.links.bound; b != nil && b.ClusterID != cluster {
 		return fmt.Errorf("%w: member %d takes part in the founding of another cluster", ErrNotMember, l.cfg.ID)
 	}
-	for _, b := range l.links.unbound {
-		if b.ClusterID == cluster {
-			return l.found(b) // the greeting is all that is left of the commit
+	for _, b := range slices.Concat(l.links.unbound, []*roster.Roster{l.links.bound}) {
+		if b == nil || b.ClusterID != cluster {
+			continue
+		}
+		if m, _ := b.Newest(l.cfg.ID); m.RaftID == h.GetToRaftId() { // else it was removed and added since
+			return l.found(b) // the greeting is faster than the commit, or all that is left of it
 		}
 	}
 	return l.become(h.GetToRaftId(), roster.Blank(cluster), 0)
@@ -257,7 +258,7 @@ func (l *loop) bind(h *kvpb.Hello, r *roster.Roster) error {
 	switch {
 	case l.raw != nil:
 		return fmt.Errorf("%w: member %d", ErrAlreadyInitialized, l.cfg.ID)
-	case l.isClaimed():
+	case l.isClaimed() && len(r.Members) > 1: // who founds alone means it
 		return fmt.Errorf("%w: a cluster that has member %d has just said hello to this process; it takes it up, or must be recovered or stopped", ErrMembershipRefused, l.cfg.ID)
 	case l.links.bound != nil:
 		return fmt.Errorf("%w: member %d takes part in another founding", ErrMembershipRefused, l.cfg.ID)

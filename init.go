@@ -41,10 +41,11 @@ const (
 // Init on a member of a cluster returns nil if the list is the one that it was
 // founded with or the membership in force, and else ErrAlreadyInitialized. On a
 // member that a cluster has taken up, any list will do: it says with whom to
-// found, and that is past. The other errors are ErrInvalid, ErrMembershipRefused (a listed process has
-// another ID or cluster name), ErrClosed and the context's error with
-// ErrNotInitialized. On an error nothing is founded, or the cluster that is
-// comes up by itself.
+// found, and that is past. The other errors are ErrInvalid, ErrMembershipRefused
+// (a listed process has another ID or cluster name), ErrClosed and the context's
+// error with ErrNotInitialized. On an error nothing is founded, or the cluster
+// that is comes up by itself. After ErrNotMember the node goes on, blank, and may
+// be added.
 func (n *Node) Init(ctx context.Context, members ...Member) error {
 	if err := checkFounders(members, n.cfg.ID); err != nil {
 		return wrap("init", err)

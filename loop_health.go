@@ -14,7 +14,9 @@ import (
 // condition is the latest judgement.
 type condition struct {
 	probe    *reads.Round // asks whether this node shows all; nil if none is under way
+	asked    uint64       // the tick at which it began, or the one before it
 	caughtUp bool         // it does, under the present leader
+	served   uint64       // the latest tick at which there was a leader
 	ready    bool
 	lost     error // the proof that a majority is lost, nil if there is none
 }
@@ -25,6 +27,9 @@ func (h *condition) doubt() { h.probe, h.caughtUp = nil, false }
 // judge publishes what has changed of the condition.
 func (l *loop) judge() {
 	l.tellCaughtUp()
+	if l.hearsLeader() {
+		l.health.served = l.now
+	}
 	ready, lost := l.isReady(), l.lostQuorum()
 	if lost != nil { // also what has come since the last tick
 		l.out.Refuse(lost)
@@ -42,21 +47,23 @@ func (l *loop) judge() {
 	l.publish()
 }
 
-// tellCaughtUp asks, once for each leader, for the confirmation that a
-// linearizable read waits for: when it is there and applied, nothing that was
-// acknowledged before is missing here.
+// tellCaughtUp asks, of each leader and again every election timeout, for the
+// confirmation that a linearizable read waits for: when it is there and applied,
+// nothing that was acknowledged before is missing here. A node that stood still
+// for long finds out that way.
 func (l *loop) tellCaughtUp() {
-	switch h := &l.health; {
-	case h.caughtUp || l.lead.raftID == 0:
-	case h.probe == nil:
-		h.probe, _, _ = l.reads.Join() // fails only when the node stops
-	default:
+	h, election := &l.health, uint64(l.cfg.Timing.electionTicks())
+	if h.probe != nil {
 		select {
 		case <-h.probe.Done():
-			h.caughtUp = h.probe.Err() == nil
-			h.probe = nil
+			h.caughtUp, h.probe = h.probe.Err() == nil, nil
 		default:
+			h.caughtUp = h.caughtUp && l.now-h.asked <= 3*election
 		}
+	}
+	if h.probe == nil && l.lead.raftID != 0 && (!h.caughtUp || l.now-h.asked >= election) {
+		h.asked = l.now
+		h.probe, _, _ = l.reads.Join() // fails only when the node stops
 	}
 }
 

@@ -53,7 +53,8 @@ func IfIndex(i uint64) MembershipOption { return func(o *membershipOptions) { o.
 // that happens without a call.
 //
 // Not done: ErrInvalid, ErrMembershipRefused (nothing usable answers at addr),
-// ErrMemberAlive (the member still answers at another address), and as in Put ErrNotInitialized, ErrQuorumLost, ErrClosed, ErrRemoved, ErrNoLeader.
+// ErrMemberAlive (the member still answers at another address), and as in Put
+// ErrNotInitialized, ErrQuorumLost, ErrClosed, ErrRemoved, ErrNoLeader.
 // ErrLearnerTooSlow: added, but it cannot keep up. ErrLearnerNotFound: added, but
 // removed again by somebody else. May be done: ErrOutcomeUnknown.
 func (n *Node) AddLearner(ctx context.Context, id uint64, addr string) (Membership, error) {
@@ -197,7 +198,11 @@ func (n *Node) unfinished(ctx context.Context, sent bool) error {
 	if !sent {
 		return cause
 	}
-	return fault.New(fmt.Sprintf("%v while the change was under way; it may still take effect, Status shows it", cause), ErrOutcomeUnknown, cause)
+	text := fmt.Sprintf("%v while the change was under way; it may still take effect, Status shows it", cause)
+	if lost := n.view.Load().lost; lost != nil {
+		return fault.New(text+"; "+lost.Error(), ErrOutcomeUnknown, ErrQuorumLost, cause)
+	}
+	return fault.New(text, ErrOutcomeUnknown, cause)
 }
 
 // changeHere has this node's worker carry out a request.

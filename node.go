@@ -306,9 +306,6 @@ func (l *loop) sendBatch(batch outbox.Batch, local bool) {
 // process carries out all that raft has ready. When something fails that must
 // not, the loop has failed, and nothing is processed any more.
 func (l *loop) process() {
-	if l.recover != nil {
-		l.goOnRecovering()
-	}
 	if !l.runs() || l.failed != nil {
 		return
 	}

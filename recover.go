@@ -20,13 +20,17 @@ import (
 //
 // The new cluster has another ID, so that members of the old one that appear
 // later are refused. Revisions go on 2^32 higher: a fencing token never repeats.
-// Start the other members blank and add them, with AddLearner and
+// Restart the other members blank and add them, with AddLearner and
 // ChangeMembership. Writes under way on this node return ErrOutcomeUnknown with
 // ErrQuorumLost if they were not in its log.
 //
-// Not done: ErrMembershipRefused (there is a leader that answers, so nothing is
-// lost), ErrNotInitialized, ErrRemoved, ErrClosed and the context's error.
-// May be done: ErrOutcomeUnknown.
+// Start the others without a list, or go on when their Init returns ErrNotMember:
+// the new cluster does not have them until AddLearner.
+//
+// Not done: ErrMembershipRefused (the loss is not proven, and a leader was heard of
+// within five election timeouts: the cluster may only be between two leaders),
+// ErrNotInitialized (also of a member that has not received the state),
+// ErrRemoved, ErrClosed and the context's error. May be done: ErrOutcomeUnknown.
 func (n *Node) Recover(ctx context.Context) (Membership, error) {
 	if err := n.enter(ctx); err != nil {
 		return Membership{}, wrap("recover", err)
@@ -47,6 +51,10 @@ func (n *Node) Recover(ctx context.Context) (Membership, error) {
 	return Membership{}, wrap("recover", n.unfinished(ctx, true))
 }
 
+// patience is for how many election timeouts a leader must not have been heard of
+// before a recovery without proof: several elections may fail in a row.
+const patience = 5
+
 // A recovery is the end of one raft and the beginning of the next. Between the
 // two the applier takes up the end of the log, and raft stands still.
 type recovery struct {
@@ -65,8 +73,14 @@ func (l *loop) beginRecovering(r *recovery) {
 	case l.recover != nil:
 		r.done(nil, fmt.Errorf("%w: another recovery is under way", ErrMembershipRefused))
 		return
-	case l.hearsLeader() && l.health.lost == nil:
+	case l.roster.Index == 0:
+		r.done(nil, fmt.Errorf("%w: member %d has been taken up, but has not received the state", ErrNotInitialized, l.cfg.ID))
+		return
+	case l.health.lost == nil && l.hearsLeader():
 		r.done(nil, fmt.Errorf("%w: member %d leads and answers, so no majority is lost", ErrMembershipRefused, roster.MemberID(l.lead.raftID)))
+		return
+	case l.health.lost == nil && l.now-l.health.served <= patience*uint64(l.cfg.Timing.electionTicks()):
+		r.done(nil, fmt.Errorf("%w: there was a leader within %d election timeouts, and there may soon be another; wait", ErrMembershipRefused, patience))
 		return
 	case l.change.gone != 0:
 		r.done(nil, ErrRemoved)
@@ -82,6 +96,7 @@ func (l *loop) beginRecovering(r *recovery) {
 		}
 		l.tasks.push(l.tail(entries))
 	}
+	l.tasks.push([]task{{freeze: true}}) // comes back when all before it is applied, and answered
 	l.logger.Warn("recovering: this member alone becomes a new cluster", "last_index", r.last, "uncommitted", r.last-status.GetCommit())
 	l.recover = r
 	l.lead = leadership{since: l.now}
@@ -111,12 +126,10 @@ func (l *loop) tail(entries []*pb.Entry) []task {
 	return tasks
 }
 
-// goOnRecovering founds the new cluster once all of the log is applied.
+// goOnRecovering founds the new cluster once the applier has answered for all of
+// the log.
 func (l *loop) goOnRecovering() {
 	r := l.recover
-	if l.fsm.applied.Load() < r.last {
-		return
-	}
 	l.recover = nil
 	self := roster.Member{RaftID: roster.RaftID(l.cfg.ID, 0), Addr: l.cfg.Addr, Nonce: l.nonce}
 	now := l.roster.Recovered(randomID(), self, r.last+1)

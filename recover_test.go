@@ -228,7 +228,7 @@ func TestRecoverOnALearner(t *testing.T) {
 		for _, other := range c.but(n) {
 			c.kill(other)
 		}
-		c.pause(5 * time.Second)
+		c.pause(8 * time.Second)
 		m, err := n.Recover(c.ctx())
 		c.wantVoters(m, err, n.cfg.ID)
 		c.wantValue(n, "k", "v")
@@ -342,5 +342,43 @@ func TestOutdatedMemberCallsNoMajorityLost(t *testing.T) {
 		delete(c.nodes, 3)
 		delete(c.nodes, 4)
 		c.wantHealed(10*time.Second, 1, 2, 5)
+	})
+}
+
+// Between two leaders there is none, and yet nothing is lost: a recovery then
+// would take the majority from a cluster that is about to heal.
+func TestRecoverIsRefusedBetweenTwoLeaders(t *testing.T) {
+	sweep(t, 3*time.Second, 100*time.Millisecond, func(t *testing.T, c *cluster, at time.Duration) {
+		c.found(3)
+		leader := c.leader()
+		c.kill(leader)
+		c.pause(at)
+		n := c.but()[0]
+		_, err := n.Recover(c.ctx())
+		wantErr(t, "Recover", err, ErrMembershipRefused)
+		c.put(n, "k", "v")
+		if now := c.agreed(c.but()...).Status(); len(now.Membership.Members) != 3 {
+			t.Errorf("membership %+v", now.Membership)
+		}
+	})
+}
+
+// A member that was only just taken up has nothing to go on with.
+func TestRecoverNeedsAState(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.found(3)
+		c.delay(4, 5*time.Millisecond)
+		leader, n := c.leader(), c.start(4)
+		go leader.AddLearner(c.within(time.Second), 4, n.cfg.Addr) // is cut short
+		c.until("adoption", func() bool { return n.view.Load().raftID != 0 })
+		for _, other := range c.but(n) {
+			c.kill(other)
+		}
+		c.pause(10 * time.Second)
+		if s := n.Status(); s.LastIndex != 0 {
+			t.Fatalf("status %+v: the test tests nothing", s)
+		}
+		_, err := n.Recover(c.ctx())
+		wantErr(t, "Recover", err, ErrNotInitialized)
 	})
 }

@@ -7,8 +7,8 @@ import (
 	kvpb "example.com/raftkv/proto/raftkv/v1"
 )
 
-// What the simulator has found, each as the smallest script that fails without
-// its repair.
+// What the simulator and reviews have found, each as the smallest script that
+// fails without its repair.
 
 // blank returns a process that drives nothing and is linked with nobody.
 func blank(t *testing.T, id uint64, addr string) *Node {
@@ -52,5 +52,31 @@ func TestGreetingOutlivesItsFounding(t *testing.T) {
 	}
 	if second.loop.founded == nil {
 		t.Error("the greeted process has no log")
+	}
+}
+
+// TestGreetingUnderAnotherRaftIDFoundsNothing: a founder that never heard of the
+// founding was dropped and added again since. As who it was then it would be
+// removed.
+func TestGreetingUnderAnotherRaftIDFoundsNothing(t *testing.T) {
+	first, second := blank(t, 1, "one:1"), blank(t, 2, "two:1")
+	r := roster.Found(randomID(), []roster.Member{
+		{RaftID: roster.RaftID(1, 0), Addr: "one:1", Nonce: first.loop.nonce},
+		{RaftID: roster.RaftID(2, 0), Addr: "two:1", Nonce: second.loop.nonce},
+	})
+	if err := second.loop.bind(&kvpb.Hello{From: first.loop.identity()}, r); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.loop.found(r); err != nil {
+		t.Fatal(err)
+	}
+	second.loop.unbind(r)
+	again := roster.RaftID(2, 7)
+	hello := &kvpb.Hello{From: first.loop.identity(), ToId: 2, ToRaftId: again, ToNonce: []byte(second.loop.nonce)}
+	if err := second.loop.welcome(hello); err != nil {
+		t.Fatal(err)
+	}
+	if second.loop.raftID != again || second.loop.founded != nil {
+		t.Errorf("it became %x, a founder %v", second.loop.raftID, second.loop.founded != nil)
 	}
 }

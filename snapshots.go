@@ -55,6 +55,12 @@ func (l *loop) snapshotSent(to uint64, err error) {
 
 // frozen takes the state that the applier has frozen.
 func (l *loop) frozen(h *snapshotHandle) {
+	if l.recover != nil {
+		if h.index >= l.recover.last {
+			l.goOnRecovering()
+		}
+		return
+	}
 	l.log.handle, l.log.want, l.snaps.freezing = h, false, false
 	l.snaps.until = l.pinUntil()
 	for _, m := range l.roster.Members {
@@ -95,7 +101,7 @@ func (l *loop) tendSnapshots() {
 // whether raft took it or had no need of it. An error says that the sender
 // broke the protocol.
 func (l *loop) receiveSnapshot(m *pb.Message, s *stagedSnapshot) error {
-	if !l.runs() {
+	if !l.runs() || m.GetTo() != l.raftID { // a recovery has made it another
 		return fmt.Errorf("%w: this process", ErrNotInitialized)
 	}
 	l.heard(m.GetFrom())

@@ -119,7 +119,7 @@ type survivor struct {
 }
 
 // has reports whether it has data of a cluster.
-func (s *survivor) has() bool { return s.st.GetClusterId() != "" }
+func (s *survivor) has() bool { return s.st.GetClusterId() != "" && s.st.GetLastIndex() > 0 }
 
 // better reports whether it has more of the log than another: an entry of a
 // later term was written when all that was committed before was known (thesis

@@ -152,11 +152,21 @@ func TestRecoverIsSentOnce(t *testing.T) {
 }
 
 // TestRecoverEndToEnd loses two of three voters at once, finds out, goes on with
-// the third and has three again.
+// the third and has three again. Processes with --members stay up when they hear
+// that the new cluster does not have them, as they have to be there to be added.
 func TestRecoverEndToEnd(t *testing.T) {
-	p := startProcesses(t, 3)
-	p.on(1, "init")
-	p.join(1, 2, 3)
+	t.Run("init", func(t *testing.T) {
+		p := startProcesses(t, 3)
+		p.on(1, "init")
+		p.join(1, 2, 3)
+		p.recoverFirst()
+	})
+	t.Run("members", func(t *testing.T) { startMembers(t, 3).recoverFirst() })
+}
+
+func (p *processes) recoverFirst() {
+	t := p.t
+	t.Helper()
 	p.on(1, "put", "greeting", "hello")
 	p.wantSameState()
 	if _, err := p.try(2, "recover", "--yes"); err == nil || !strings.Contains(err.Error(), "leads and answers, so no majority is lost") {

@@ -73,6 +73,12 @@ func (s *supervisor) supervise(ctx context.Context, node *raftkv.Node, members [
 		case <-node.Done():
 			return s.ended(node)
 		case err := <-initc:
+			if errors.Is(err, raftkv.ErrNotMember) {
+				s.say("--members: %s", strings.TrimPrefix(libraryText(err), "init: "))
+				s.say("member %d waits to be added: kvnode add-learner ID=ADDR --endpoints A-MEMBER-OF-IT", node.Status().ID)
+				initc = nil
+				continue
+			}
 			if err != nil && !errors.Is(err, raftkv.ErrClosed) && !errors.Is(err, raftkv.ErrRemoved) {
 				_ = node.Close() // the reason that counts is err
 				return fail(exitFailed, "--members: %s; %s", strings.TrimPrefix(libraryText(err), "init: "), foundingHint(err))
@@ -106,8 +112,6 @@ func (s *supervisor) found(ctx context.Context, node *raftkv.Node, members []raf
 
 func foundingHint(err error) string {
 	switch {
-	case errors.Is(err, raftkv.ErrNotMember):
-		return "its cluster has no such member (any more): start it without --members, and add it: kvnode add-learner"
 	case errors.Is(err, raftkv.ErrAlreadyInitialized):
 		return "it belongs to another cluster than --members says; look with: kvnode status"
 	}

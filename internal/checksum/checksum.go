@@ -5,7 +5,8 @@
 // 65,536 passes. A message that is damaged and still decodes would break
 // consensus without a trace, or have a member told that it was removed. So every
 // message of PeerService that says anything has a CRC-32C over the rest of it,
-// which is checked before anything is made of it. It is no protection against
+// which is checked before anything is made of it. Only the statuses that end
+// streams and calls have none: gRPC carries them in trailers. It is no protection against
 // malice: whoever can forge a message can seal it too.
 //
 // The checksum is one of content, not of encoding: the receiver computes it over

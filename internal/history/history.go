@@ -109,7 +109,7 @@ func (o Outcome) String() string {
 // that nothing was done.
 var definite = []error{
 	fault.ErrNoLeader, fault.ErrOverloaded, fault.ErrTooLarge, fault.ErrInvalid,
-	fault.ErrClosed, fault.ErrRemoved, fault.ErrNotInitialized,
+	fault.ErrClosed, fault.ErrRemoved, fault.ErrNotInitialized, fault.ErrQuorumLost,
 }
 
 // OutcomeOf returns what the error of a call says about its outcome. An error

@@ -16,7 +16,8 @@ import (
 )
 
 // ErrNotLeader says that this node cannot go on with a request, because it does
-// not lead or no longer does. Try the same request on the leader.
+// not lead or no longer does, or must be told anew who answers at an address. Try
+// the same request on the leader.
 var ErrNotLeader = errors.New("raftkv: not the leader")
 
 // lagEntriesMax is how far behind a learner may be and still be called caught
@@ -96,11 +97,11 @@ type Request struct {
 type Worker struct {
 	raft          Raft
 	electionTicks uint64
-	now           uint64           // the tick of the latest Step
-	queue         []*Request       // in the order of their arrival
-	rounds        map[uint64]round // by raft ID of those that catch up
-	voters        *Request         // the first in the queue that sets voters, while stepping
-	revived       revived
+	now           uint64            // the tick of the latest Step
+	queue         []*Request        // in the order of their arrival
+	rounds        map[uint64]round  // by raft ID of those that catch up
+	voters        *Request          // the first in the queue that sets voters, while stepping
+	revived       map[uint64]uint64 // by raft ID of an old incarnation that answers: since which tick
 }
 
 // A round is the time in which a learner gets all that the log held when the
@@ -112,7 +113,7 @@ type round struct {
 
 // New returns a worker.
 func New(raft Raft, electionTicks uint64) *Worker {
-	return &Worker{raft: raft, electionTicks: electionTicks, rounds: make(map[uint64]round)}
+	return &Worker{raft: raft, electionTicks: electionTicks, rounds: make(map[uint64]round), revived: make(map[uint64]uint64)}
 }
 
 // Submit takes a request. A request with the ID of an earlier one takes its
@@ -171,7 +172,7 @@ func (w *Worker) Step(now uint64) {
 	}
 	if !w.raft.Leads() {
 		w.stepDown()
-		w.revived = revived{}
+		clear(w.revived)
 		return
 	}
 	queue := w.queue
@@ -237,6 +238,8 @@ func (w *Worker) addLearner(r *Request) (bool, error) {
 	case same && (m.Nonce == r.Member.Nonce || p.Answers && r.Probe != nil):
 	case !same && p.Answers:
 		return false, fmt.Errorf("%w: member %d runs at %s", fault.ErrMemberAlive, id, m.Addr)
+	case p.Answers: // not the process that was met: it may be the next already
+		return false, ErrNotLeader
 	case !p.Silent:
 		return false, nil // too early to say
 	case r.Probe != nil:

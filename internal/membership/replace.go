@@ -55,43 +55,33 @@ func (w *Worker) replace() {
 // replaceMember takes a step for one member, given its newest incarnation. It
 // reports whether it did.
 func (w *Worker) replaceMember(now *roster.Roster, m roster.Member) bool {
-	if nonce := w.raft.InPlace(m.RaftID); nonce != "" && w.raft.Progress(m.RaftID).Silent {
-		// Named by the nonce, so that no process is ever added twice.
-		w.propose(now.Replace(nonce, m, m.Addr, nonce))
-		return true
-	}
-	old, ok := now.Replaced(m)
-	if !ok {
-		return false
-	}
-	p := w.raft.Progress(old.RaftID)
-	if p.Answers {
+	old, replaces := now.Replaced(m)
+	if replaces && w.raft.Progress(old.RaftID).Answers {
 		if w.hasRevived(old.RaftID) {
 			w.propose(now.Remove("", m.RaftID))
 			return true
 		}
 		return false
 	}
-	w.revived = revived{}
-	if p.Silent && w.hasCaughtUp(m.RaftID, w.raft.Progress(m.RaftID)) {
+	delete(w.revived, old.RaftID)
+	// Named by the nonce, so that no process is ever added twice.
+	if nonce := w.raft.InPlace(m.RaftID); nonce != "" && !now.HasChange(nonce) && w.raft.Progress(m.RaftID).Silent {
+		w.propose(now.Replace(nonce, m, m.Addr, nonce))
+		return true
+	}
+	if replaces && w.raft.Progress(old.RaftID).Silent && w.hasCaughtUp(m.RaftID, w.raft.Progress(m.RaftID)) {
 		w.propose(now.Promote(old, m))
 		return true
 	}
 	return false
 }
 
-// A revived is an old incarnation that answers although its member is being
-// replaced, and the tick since which it has.
-type revived struct {
-	raftID uint64
-	since  uint64
-}
-
-// hasRevived reports whether an old incarnation has answered for two election
-// timeouts: twice what a message from before its death counts for.
+// hasRevived reports whether an old incarnation, although its member is being
+// replaced, has answered for two election timeouts: twice what a message from
+// before its death counts for.
 func (w *Worker) hasRevived(raftID uint64) bool {
-	if w.revived.raftID != raftID {
-		w.revived = revived{raftID, w.now}
+	if _, ok := w.revived[raftID]; !ok {
+		w.revived[raftID] = w.now
 	}
-	return w.now-w.revived.since > 2*w.electionTicks
+	return w.now-w.revived[raftID] > 2*w.electionTicks
 }

@@ -166,3 +166,69 @@ func TestAddLearnerMovesAMemberThatDied(t *testing.T) {
 		t.Errorf("member 2 is %+v, votes %v", newest, f.roster.IsVoter(newest.RaftID))
 	}
 }
+
+// Two members in replacement whose old incarnations both answer: neither hides the
+// other.
+func TestTwoClonesAreRemoved(t *testing.T) {
+	f, w := setUp(t, 4, 5)
+	olds := []uint64{f.raftID(2), f.raftID(3)}
+	f.reborn(2, "second")
+	f.decided(w, 1, 1)
+	f.be(2, Progress{Answers: true})
+	f.reborn(3, "third")
+	f.decided(w, 2, 2)
+	f.be(3, Progress{Answers: true})
+	clones := []uint64{f.raftID(2), f.raftID(3)}
+	for _, old := range olds {
+		f.progress[old] = Progress{Answers: true}
+	}
+	for now := uint64(3); now <= 3+2*electionTicks; now++ {
+		w.Step(now)
+	}
+	f.decided(w, 4+2*electionTicks, 3)
+	f.decided(w, 5+2*electionTicks, 4)
+	for i, clone := range clones {
+		if !f.roster.IsRemoved(clone) || !f.roster.IsVoter(olds[i]) {
+			t.Errorf("clone %d stays, or the old one went", clone)
+		}
+	}
+}
+
+// No newcomer is added to a member whose old incarnation answers.
+func TestNoFurtherNewcomerWhileTheOldOneAnswers(t *testing.T) {
+	f, w := setUp(t)
+	old := f.raftID(2)
+	f.reborn(2, "second")
+	f.decided(w, 1, 1)
+	f.inPlace[f.raftID(2)] = id16("third")
+	f.be(2, silent)
+	f.progress[old] = Progress{Answers: true}
+	w.Step(2)
+	f.wantProposals(1)
+}
+
+// A process that was removed stays so, though it is still there: else it would be
+// added, and refused by the roster, for ever.
+func TestProcessThatWasRemovedIsNotAddedAgain(t *testing.T) {
+	f, w := setUp(t)
+	f.reborn(2, "second")
+	f.decided(w, 1, 1)
+	f.pending = f.roster.Remove(id16("remove"), f.raftID(2))
+	if err := f.decide(); err != nil {
+		t.Fatal(err)
+	}
+	w.Step(2)
+	f.wantProposals(1)
+}
+
+// The process that was asked has been replaced by the next before AddLearner came
+// to it: it must be asked anew, not waited for.
+func TestAddLearnerAsksAnewWhoAnswers(t *testing.T) {
+	f, w := setUp(t)
+	m := process(2)
+	m.Nonce = id16("between")
+	c := submit(t, w, Request{Kind: AddLearner, Member: m})
+	w.Step(1)
+	c.wantError(ErrNotLeader)
+	f.wantProposals(0)
+}

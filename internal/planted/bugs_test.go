@@ -4,7 +4,6 @@ package planted
 type bug struct {
 	name  string
 	edits []edit
-	by    string // the test that has to catch it, if it is not the simulator
 }
 
 // An edit replaces a text, which must occur once, in a file.

@@ -1,5 +1,5 @@
-// Package planted proves that the tests bite: it plants bugs, one at a time, in
-// a copy of the code that only the compiler sees, and wants each to be caught.
+// Package planted proves that the simulator bites: it plants bugs, one at a time,
+// in a copy of the code that only the compiler sees, and wants each to be caught.
 //
 // What is planted are the mistakes that implementations of Raft have really made
 // and that the promises of the README exclude. The shipped code is never touched

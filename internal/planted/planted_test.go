@@ -21,6 +21,8 @@ var (
 )
 
 const (
+	// violation is in what the simulator prints of one.
+	violation = "replay: go test"
 	// root is the root package as seen from here.
 	root = "../.."
 	// caughtWithin is how long a test may take, once built, to catch a bug.
@@ -28,7 +30,6 @@ const (
 	// cleanFor is for how long the same test is held to find nothing where there
 	// is nothing; the simulator does that for hours elsewhere.
 	cleanFor = 20 * time.Second
-	// simulator catches whatever no other test is named for.
 	simulator = "^TestSimulator$"
 )
 
@@ -97,13 +98,9 @@ func (b bug) hunt(t *testing.T, limit time.Duration) (took time.Duration, report
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%s does not compile: %v\n%s", b.name, err, out)
 	}
-	by := b.by
-	if by == "" {
-		by = simulator
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	run := exec.CommandContext(ctx, bin, "-test.run", by, "-test.timeout", "0", "-sim.hours", "1000")
+	run := exec.CommandContext(ctx, bin, "-test.run", simulator, "-test.timeout", "0", "-sim.hours", "1000")
 	run.Dir = root
 	begin := time.Now()
 	out, err := run.CombinedOutput()
@@ -111,8 +108,8 @@ func (b bug) hunt(t *testing.T, limit time.Duration) (took time.Duration, report
 	switch {
 	case ctx.Err() != nil || err == nil:
 		return took, ""
-	case strings.Contains(string(out), "flag provided but not defined"):
-		t.Fatalf("the tests cannot be run: %s", out)
+	case !strings.Contains(string(out), violation):
+		t.Fatalf("%s: the simulator fails without a violation: %s", b.name, out)
 	}
 	return took, string(out)
 }

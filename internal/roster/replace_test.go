@@ -1,6 +1,7 @@
 package roster
 
 import (
+	"fmt"
 	"testing"
 
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -94,4 +95,23 @@ func TestReplacementIsNamedByItsNonce(t *testing.T) {
 	r = leave(t, r)
 	again := r.Replace(newest.Nonce, newest, newest.Addr, newest.Nonce)
 	wantRefusal(t, r, again, fault.ErrMembershipRefused, "already")
+}
+
+// A cluster of as many members as there may be heals, too.
+func TestFullClusterReplacesItsMembers(t *testing.T) {
+	var founders []Member
+	for id := uint64(1); id < MembersMax; id++ {
+		founders = append(founders, founder(id))
+	}
+	r := addLearner(t, Found(id16("cluster"), founders), MembersMax)
+	for _, id := range []uint64{1, MembersMax} {
+		old, _ := r.Newest(id)
+		r = apply(t, r, r.Replace(id16(fmt.Sprint("life ", id)), old, old.Addr, id16("another life")))
+		if r.IsJoint() {
+			r = leave(t, r)
+		}
+		if err := r.check(); err != nil {
+			t.Error(err)
+		}
+	}
 }

@@ -136,6 +136,17 @@ func (r *Roster) Replaced(m Member) (old Member, ok bool) {
 	return Member{}, false
 }
 
+// count returns how many members there are, each once.
+func (r *Roster) count() int {
+	n := 0
+	for i, m := range r.Members {
+		if i == 0 || r.Members[i-1].ID() != m.ID() {
+			n++
+		}
+	}
+	return n
+}
+
 // IsReplacing reports whether any member is being replaced.
 func (r *Roster) IsReplacing() bool {
 	for i := 1; i < len(r.Members); i++ { // ascending: the incarnations of a member are neighbours
@@ -266,7 +277,8 @@ func (r *Roster) admitsMember(m Member) error {
 		return fmt.Errorf("malformed member: %w", fault.ErrMembershipRefused)
 	case n <= r.Counter:
 		return fmt.Errorf("incarnation number %d was used already: %w", n, fault.ErrMembershipRefused)
-	case len(r.Members) >= MembersMax:
+	}
+	if _, known := r.Newest(m.ID()); !known && r.count() >= MembersMax {
 		return fmt.Errorf("the cluster has %d members, the most it can have: %w", MembersMax, fault.ErrMembershipRefused)
 	}
 	return nil
@@ -335,7 +347,7 @@ func (r *Roster) check() error {
 		return fmt.Errorf("cluster ID of %d bytes", len(r.ClusterID))
 	case r.Index == 0:
 		return fmt.Errorf("index 0")
-	case len(r.Members) == 0 || len(r.Members) > MembersMax:
+	case len(r.Members) == 0 || len(r.Members) > 2*MembersMax || r.count() > MembersMax:
 		return fmt.Errorf("%d members", len(r.Members))
 	case len(r.Changes) > ChangesMax:
 		return fmt.Errorf("%d changes", len(r.Changes))
