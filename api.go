@@ -118,8 +118,8 @@ func After(key string) ReadOption { return func(o *readOptions) { o.after = key 
 // however many leaders died meanwhile. Not done: ErrInvalid (empty key),
 // ErrTooLarge, ErrOverloaded, ErrRevisionMismatch (then the revision is that of
 // the store), ErrNotInitialized, ErrQuorumLost, ErrClosed, ErrRemoved, and the
-// context's error with ErrNoLeader. May be done: ErrOutcomeUnknown, with the context's error or
-// that of the stopped node.
+// context's error with ErrNoLeader. May be done: ErrOutcomeUnknown, with the
+// context's error or that of the stopped node.
 func (n *Node) Put(ctx context.Context, key string, value []byte, opts ...WriteOption) (revision uint64, err error) {
 	revision, err = n.write(ctx, command.Command{Op: command.Put, Key: bytesOf(key), Value: value}, opts)
 	return revision, wrapKey("put", key, err)

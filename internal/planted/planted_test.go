@@ -29,7 +29,7 @@ const (
 	caughtWithin = time.Minute
 	// cleanFor is for how long the same test is held to find nothing where there
 	// is nothing; the simulator does that for hours elsewhere.
-	cleanFor = 20 * time.Second
+	cleanFor  = 20 * time.Second
 	simulator = "^TestSimulator$"
 )
 
