@@ -176,7 +176,7 @@ func TestFramesAreSealedAndCheckedWithoutAllocating(t *testing.T) {
 // refused for its version.
 func TestHelloOfANewerVersionPasses(t *testing.T) {
 	h := hello()
-	h.From.ProtoReflect().SetUnknown([]byte{15<<3, 1})
+	h.From.ProtoReflect().SetUnknown([]byte{15 << 3, 1})
 	for _, m := range []Message{&kvpb.MessagesRequest{Hello: h}, &kvpb.HelloRequest{Hello: h}} {
 		Seal(m)
 		data, err := proto.Marshal(m)
