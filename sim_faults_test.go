@@ -291,33 +291,6 @@ func (w *world) quickRestarts() {
 	}
 }
 
-// rollingRestart restarts all members, each when the one before votes again.
-func (w *world) rollingRestart() {
-	if w.faults.rolling {
-		return
-	}
-	w.faults.rolling = true
-	w.rollOn(w.rnd.Perm(len(w.places)), w.now+2*time.Minute)
-}
-
-func (w *world) rollOn(rest []int, until time.Duration) {
-	switch {
-	case !w.faults.active || w.now > until || len(rest) == 0:
-		w.faults.rolling = false
-		if len(rest) == 0 {
-			w.count.add("rolling restarts", 1)
-		}
-		return
-	case w.isWhole():
-		if w.strike(w.procs[rest[0]]) {
-			rest = rest[1:]
-		} else if p := w.procs[rest[0]]; p != nil && p.raftID() == 0 {
-			rest = rest[1:] // a spare
-		}
-	}
-	w.after(500*time.Millisecond, func() { w.rollOn(rest, until) })
-}
-
 // isWhole reports whether every member runs and none is being replaced.
 func (w *world) isWhole() bool {
 	r := w.facts.newest

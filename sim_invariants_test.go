@@ -43,7 +43,9 @@ type processSeen struct {
 	base            uint64
 	roster          *roster.Roster
 	lost            bool // that it said that a majority is lost
-	pending         int  // writes of callers before the applier's round
+	ready           bool // that it has ever said so
+	footing         footing
+	pending         int // writes of callers before the applier's round
 }
 
 func newFacts(w *world) *facts {
@@ -139,6 +141,8 @@ func (f *facts) afterRound(p *process) {
 		f.memberships(p, l.roster)
 	}
 	f.checkLost(p)
+	f.stand(p)
+	f.checkReady(p)
 	f.checkLog(p)
 	if len(f.changes) > 0 && p.leads() {
 		f.watchCatchUp(p)
