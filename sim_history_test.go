@@ -120,7 +120,7 @@ func (h *judge) checkWrite(x *call, revision uint64) {
 	case x.kind == callDelete && at != 0:
 		w.fail("delete of %q returned revision %d, where the model has %.20q", x.key, revision, value)
 	}
-	if c := m.changes[revision]; x.conditional && c.key == x.key && revision > 0 {
+	if c := m.change(revision); x.conditional && c.key == x.key && revision > 0 {
 		if _, was := m.at(x.key, revision-1); was != x.revision && (x.kind == callPut || x.revision != 0) {
 			w.fail("%s of %q if revision %d took effect at %d, where it was %d", callNames[x.kind], x.key, x.revision, revision, was)
 		}

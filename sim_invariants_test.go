@@ -26,6 +26,7 @@ type facts struct {
 	entries map[[2]uint64]uint64 // by index and term, the hash of an entry
 	states  map[uint64]uint64    // by index, the hash of the state
 	rosters map[uint64]*roster.Roster
+	tasks   []task         // by index, what the model was given; kept if a majority is lost
 	applied []uint64       // by index, the hash of the committed entry
 	newest  *roster.Roster // of those that were committed
 	before  *roster.Roster // the one before that
@@ -283,9 +284,21 @@ func (f *facts) apply(p *process, t task) {
 	f.applied[t.index] = hash
 	if t.index == f.model.index+1 {
 		f.model.apply(f.w, t)
+		f.keep(t)
 	} else if t.index > f.model.index {
 		f.w.fail("member %d applies %d, where nobody has applied %d", p.place.id, t.index, f.model.index+1)
 	}
+}
+
+// keep keeps a committed entry for a recovery.
+func (f *facts) keep(t task) {
+	if !f.w.plan.loseMajority {
+		return
+	}
+	if f.tasks == nil {
+		f.tasks = make([]task, t.index) // it begins with the founding
+	}
+	f.tasks = append(f.tasks, t)
 }
 
 // afterApply compares a state with those of others at the same index, and with

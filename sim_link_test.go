@@ -253,7 +253,7 @@ func (p *process) told(err error) error {
 // refusedPeer notes that somebody was turned away, as grpcTransport.refused
 // does. Among honest members nobody is for breaking the protocol.
 func (p *process) refusedPeer(h *kvpb.Hello, err error) {
-	if !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrMembershipRefused) {
+	if !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrMembershipRefused) || p.isForeign(h) {
 		return
 	}
 	p.w.fail("member %d turned member %d away: %v", p.place.id, h.GetFrom().GetId(), err)

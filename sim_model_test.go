@@ -18,6 +18,8 @@ type model struct {
 	changes   []edit              // by revision
 	keys      map[string][]uint64 // the revisions that changed a key, ascending
 	origins   map[uint64]*modelOrigin
+	leap      uint64                       // that a recovery has added to the revision,
+	leapAt    uint64                       // from there on
 	values    map[string]uint64            // the revision that wrote a value; they are unique
 	results   map[[2]uint64]history.Result // by origin and number
 }
@@ -60,7 +62,18 @@ func (m *model) retain(members []uint64) {
 	}
 }
 
-func (m *model) revision() uint64 { return uint64(len(m.changes) - 1) }
+func (m *model) revision() uint64 { return uint64(len(m.changes)-1) + m.leap }
+
+// change returns what a revision did, nothing if a recovery has jumped over it.
+func (m *model) change(revision uint64) edit {
+	switch {
+	case revision <= m.leapAt || m.leap == 0:
+		return m.changes[revision]
+	case revision <= m.leapAt+m.leap:
+		return edit{}
+	}
+	return m.changes[revision-m.leap]
+}
 
 func (m *model) revisionAt(index uint64) uint64 { return m.revisions[index] }
 
@@ -112,6 +125,9 @@ func (m *model) checkAbandoned(w *world, origin, number uint64) {
 	}
 	w.count.add("abandoned commands that came late", 1)
 	p := w.facts.owners[origin]
+	if p == nil {
+		return // died with its cluster
+	}
 	for _, x := range p.calls {
 		if x.kind.isWrite() && x.number() == number {
 			w.fail("a write of member %d that somebody waits for was dropped: number %d is below the watermark", p.place.id, number)
@@ -156,10 +172,10 @@ func (m *model) at(key string, revision uint64) (string, uint64) {
 	if !found {
 		i--
 	}
-	if i < 0 || m.changes[all[i]].deleted {
+	if i < 0 || m.change(all[i]).deleted {
 		return "", 0
 	}
-	return m.changes[all[i]].value, all[i]
+	return m.change(all[i]).value, all[i]
 }
 
 // compare compares a process's state, which has applied all, with the model.

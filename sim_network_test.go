@@ -164,7 +164,7 @@ func (s *stream) post(messages []*pb.Message, proposals []outbox.Batch, refusals
 	p.n.post(func(l *loop) {
 		defer l.whenThereIsRoom(func() {})
 		if err := l.receiveAs(s.self, s.from, messages, standing); err != nil {
-			if !errors.Is(err, ErrRemoved) {
+			if !errors.Is(err, ErrRemoved) && s.self == l.raftID { // not of a raft that a recovery has ended
 				p.w.fail("member %d cuts off raft ID %x: %v", p.place.id, s.from, err)
 			}
 			s.cut = err

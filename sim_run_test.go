@@ -85,6 +85,7 @@ func (w *world) loseMajority() {
 	}
 	w.checkNotDone()
 	w.hist.check()
+	w.revive()
 }
 
 // found founds the cluster, as Node.coordinate does, until it is there.
@@ -278,7 +279,7 @@ func (w *world) callOn(p *process, kind callKind, id int) {
 	c := &client{w: w, id: id, place: p.place.at, known: make(map[string]uint64), once: true}
 	x := &call{c: c, kind: kind, key: "k0"}
 	if kind == callPut {
-		x.value = fmt.Sprintf("last %x", id)
+		x.value = fmt.Sprintf("last %x %v", id, w.now)
 	}
 	c.begin(p, x)
 	p.settle()

@@ -160,7 +160,8 @@ func TestSimulatorReplaysIdentically(t *testing.T) {
 	}
 }
 
-// TestSimulatedLossOfMajority runs seeds in which a majority loses its memory.
+// TestSimulatedLossOfMajority runs seeds in which a majority loses its memory, and
+// then a survivor is recovered.
 func TestSimulatedLossOfMajority(t *testing.T) {
 	n := uint64(3)
 	if raceEnabled {
@@ -169,10 +170,16 @@ func TestSimulatedLossOfMajority(t *testing.T) {
 	if *simHours > 0 {
 		n = uint64(*simHours * 20)
 	}
-	c := newCounts()
+	c, began := newCounts(), time.Now()
 	for seed := range n {
 		t.Run(fmt.Sprintf("seed=%d", *simBase+seed), func(t *testing.T) {
 			runSeed(t, *simBase+seed, c, func(p *plan) { p.loseMajority, p.safety = true, p.safety/4 })
 		})
+	}
+	if *simHours > 0 {
+		c.report(time.Since(began))
+	}
+	if have := c.events["recoveries"]; !t.Failed() && have < n*2/3 {
+		t.Errorf("%d recoveries in %d seeds", have, n)
 	}
 }

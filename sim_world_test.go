@@ -26,16 +26,17 @@ type world struct {
 	seq   uint64
 	queue []simEvent // a heap by (at, seq)
 
-	procs  []*process // by place, the current one at each address; nil while down
-	places []*place
-	paths  [][]*path // by place from, place to
-	facts  *facts    // what must hold
-	hist   *judge
-	ops    operator
-	faults nemesis
-	nets   netStats
-	count  *counts
-	trace  trace
+	procs   []*process // by place, the current one at each address; nil while down
+	places  []*place
+	paths   [][]*path // by place from, place to
+	facts   *facts    // what must hold
+	hist    *judge
+	ops     operator
+	faults  nemesis
+	nets    netStats
+	revived *revival // the recovery, nil if there was none
+	count   *counts
+	trace   trace
 }
 
 type simEvent struct {
