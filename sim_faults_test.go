@@ -262,10 +262,14 @@ func (w *world) strike(p *process) bool {
 	if p == nil || !p.alive || !w.canLose(p) {
 		return false
 	}
+	w.crashAndRestart(p)
+	return true
+}
+
+func (w *world) crashAndRestart(p *process) {
 	w.count.faults["crashes"]++
 	p.crash(w.chance(0.2))
 	w.restart(p.place, w.between(0, 3*time.Second))
-	return true
 }
 
 func (w *world) restart(pl *place, d time.Duration) {

@@ -87,7 +87,8 @@ func (w *world) rollOn(rest []int, last *place, until time.Duration) {
 		return
 	case w.isReady(last):
 		w.checkVotes(last)
-		if w.strike(w.procs[rest[0]]) {
+		p := w.procs[rest[0]]
+		if w.strike(p) || last != nil && w.strikeNext(p) {
 			last, rest = w.places[rest[0]], rest[1:]
 		}
 	}
@@ -111,6 +112,25 @@ func (w *world) isReady(pl *place) bool {
 			return false
 		}
 	}
+	return true
+}
+
+// strikeNext kills a process though the budget does not allow it, for that counts
+// the membership before the newest for as long as somebody has not heard of the
+// newest: if all members run and nobody has asked for a change, who restarts them
+// one after another as he is told may not lose a majority so either.
+func (w *world) strikeNext(p *process) bool {
+	now := w.facts.newest
+	if p == nil || now.IsJoint() || len(w.ops.wanted()) > 0 || w.ops.request != nil {
+		return false
+	}
+	for _, m := range now.Members {
+		if w.runs(m) == nil {
+			return false
+		}
+	}
+	w.count.add("restarts of a next member beyond the budget", 1)
+	w.crashAndRestart(p)
 	return true
 }
 
