@@ -11,6 +11,11 @@ import (
 	"example.com/raftkv/internal/roster"
 )
 
+// backOffMax bounds the pause, two to the power of it in election timeouts, before
+// a member that cannot keep up is sent the state again. It must not be long: what
+// kept it back may have ended.
+const backOffMax = 3
+
 // pinElections is how many election timeouts the log is kept for a receiver
 // after its snapshot has arrived: until then it has sent its first answer.
 const pinElections = 5
@@ -31,7 +36,7 @@ func (l *loop) sendSnapshot(m *pb.Message) {
 	l.log.pin(to, h.index, l.pinUntil())
 	l.links.sending[to] = true
 	if over := l.log.falls(to) - snapshotFallsMax; over >= 0 { // it cannot keep up: not the whole state all the time
-		l.snaps.again[to] = l.now + uint64(l.cfg.Timing.electionTicks())<<min(over+1, 6)
+		l.snaps.again[to] = l.now + uint64(l.cfg.Timing.electionTicks())<<min(over+1, backOffMax)
 	}
 	l.logger.Info("sending snapshot", "to", roster.MemberID(to), "index", h.index, "keys", h.view.Len(), "bytes", h.view.DataBytes())
 }
