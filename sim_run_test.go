@@ -16,6 +16,7 @@ import (
 
 const (
 	simHealBound   = 60 * time.Second // after the last fault until all members are whole
+	simLateBound   = 6 * time.Second  // for what was on its way then to take effect
 	simAnswerBound = 5 * time.Second  // of a call on a healthy cluster
 )
 
@@ -209,6 +210,7 @@ func (w *world) recover() {
 	if !w.runWhile(healed+simHealBound, 100*time.Millisecond, func() bool { return !w.isSettled() }) {
 		w.fail("%v after the last fault: leader %v, operator waits %v", simHealBound, w.leader() != nil, w.ops.request != nil)
 	}
+	w.runUntil(w.now + simLateBound) // a request of unknown outcome may take effect now
 	members := membershipOf(w.facts.newest).Members
 	if !w.runWhile(healed+simHealBound, 100*time.Millisecond, func() bool { return w.leader() == nil || !w.isWhole() }) {
 		w.fail("%v after the last fault: leader %v, membership %s", simHealBound, w.leader() != nil, membershipText(w.facts.newest))
