@@ -131,16 +131,27 @@ func (n *Node) show(v *view) {
 	n.showHealth(v)
 }
 
+// restAfter is how long the news that something is committed may wait for an
+// append to travel with.
+const restAfter = time.Millisecond
+
 // run drives the loop until the node stops.
 func (n *Node) run() {
 	ticker := time.NewTicker(n.cfg.Timing.Tick)
 	defer ticker.Stop()
+	rest := time.NewTimer(restAfter) // not stopped when it is not needed: it is late by no more than itself
+	defer rest.Stop()
+	resting := false
 	for {
 		tick := false
 		select {
 		case <-n.inbox.wakec:
 		case <-ticker.C: // drops ticks when we are late, so there never is a burst
 			tick = true
+		case <-rest.C:
+			n.loop.rest()
+			resting = false
+			continue
 		case <-n.stop.c:
 			return
 		}
@@ -153,6 +164,10 @@ func (n *Node) run() {
 		}
 		if again {
 			n.inbox.wake()
+		}
+		if n.loop.holds() && !resting {
+			rest.Reset(restAfter)
+			resting = true
 		}
 	}
 }
@@ -167,7 +182,7 @@ func (n *Node) applyTasks() {
 		}
 		tasks, bytes := n.tasks.take()
 		frozen, err := n.fsm.apply(tasks)
-		n.tasks.finish(bytes)
+		room := n.tasks.finish(bytes)
 		if err != nil {
 			n.stopFor(err)
 			return
@@ -175,7 +190,9 @@ func (n *Node) applyTasks() {
 		for _, h := range frozen {
 			n.post(func(l *loop) { l.frozen(h) })
 		}
-		n.inbox.wake() // the window or the queue may have room again
+		if room || n.out.IsDue() {
+			n.inbox.wake()
+		}
 	}
 }
 

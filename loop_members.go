@@ -31,6 +31,7 @@ func (l *loop) changeRoster(e *pb.Entry) *roster.Roster {
 		l.change.worker.Refused(roster.ChangeID(cc), err)
 		return nil
 	}
+	l.rest() // to who goes, too: links end with the membership
 	conf := l.raw.ApplyConfChange(cc)
 	if !roster.SameConf(conf, next.Conf) {
 		panic(fmt.Sprintf("raftkv: BUG: raft has configuration %v, the roster %v", conf, next.Conf))

@@ -19,6 +19,7 @@ func (l *loop) tick() {
 	if !l.runs() {
 		return
 	}
+	l.rest()
 	l.raw.Tick()
 	l.doubtLeader()
 	l.leaveInGoodHands()

@@ -25,6 +25,7 @@ const (
 	uncommittedBytesMax = 256 << 20 // backstop: the outboxes' windows bound it before
 	batchesMax          = 4         // of one member in flight; more makes batches smaller
 	snapshotFallsMax    = 3         // before a learner is called too slow
+	eagerTicks          = 2         // for which a member that has sent writes hears of commits at once
 
 	// The largest batch that a member makes: full, or one command that is larger.
 	// Larger ones must not get into the log, because no frame could carry them.
@@ -236,6 +237,7 @@ func (l *loop) proposal(from uint64, batch outbox.Batch) {
 	if !l.runs() {
 		return
 	}
+	l.links.eager[from] = l.now + eagerTicks
 	if l.lead.raftID != l.raftID || l.tasks.isFull() || l.raw.Propose(batch.Data) != nil {
 		l.net.refuse(from, batch.First)
 	}
@@ -253,6 +255,7 @@ func (l *loop) unreachable(raftID uint64) {
 		return
 	}
 	delete(l.links.appended, raftID)
+	delete(l.links.acknowledged, raftID)
 	if _, ok := l.roster.Lookup(raftID); ok {
 		l.raw.ReportUnreachable(raftID)
 	}

@@ -107,10 +107,14 @@ func (q *taskQueue) take() (tasks []task, bytes int64) {
 	return tasks, bytes
 }
 
-func (q *taskQueue) finish(bytes int64) {
+// finish takes off what was taken. It reports whether the queue was full before
+// that and no longer is.
+func (q *taskQueue) finish(bytes int64) (room bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	wasFull := q.bytes > applyBytesMax
 	q.bytes -= bytes
+	return wasFull && q.bytes <= applyBytesMax
 }
 
 // isFull reports whether the applier is so far behind that no more writes

@@ -36,7 +36,7 @@ type process struct {
 	timers   []func() // what fell due while paused: runs first on resume
 	arrivals []func() // what came over the network while paused: runs then
 	tick     bool     // the ticker's channel holds a tick
-	rounds   struct{ loop, applier bool }
+	rounds   struct{ loop, applier, rest bool }
 	calls    []*call          // of clients, under way here
 	seen     processSeen      // for the invariants
 	inbound  map[*stream]bool // unordered; only ever deleted from and counted
@@ -175,6 +175,16 @@ func (p *process) round() {
 	if again {
 		p.n.inbox.wake()
 	}
+	if p.n.loop.holds() && !p.rounds.rest {
+		p.rounds.rest = true
+		p.timer(p.w.about(restAfter), p.rest)
+	}
+}
+
+// rest is what Node.run does when its timer fires.
+func (p *process) rest() {
+	p.rounds.rest = false
+	p.n.loop.rest()
 }
 
 // applyTasks is one pass of Node.applyTasks.
@@ -188,7 +198,7 @@ func (p *process) applyTasks() {
 	tasks, bytes := p.n.tasks.take()
 	p.w.facts.beforeApply(p, tasks)
 	frozen, err := p.n.fsm.apply(tasks)
-	p.n.tasks.finish(bytes)
+	room := p.n.tasks.finish(bytes)
 	p.w.facts.afterApply(p, tasks)
 	if err != nil {
 		p.end(err)
@@ -197,7 +207,9 @@ func (p *process) applyTasks() {
 	for _, h := range frozen {
 		p.n.post(func(l *loop) { l.frozen(h) })
 	}
-	p.n.inbox.wake()
+	if room || p.n.out.IsDue() {
+		p.n.inbox.wake()
+	}
 }
 
 // end is what Node.supervise does when the node stops by itself.

@@ -26,6 +26,9 @@ func (c *cluster) heavy(size int, j *journal) (leader *Node) {
 		c.put(leader, fmt.Sprint(i), strings.Repeat(fmt.Sprint(i), 1<<19))
 	}
 	c.delay(size+2, 5*time.Millisecond)
+	for id := size + 1; id <= size+2; id++ { // so that the state takes its time
+		c.net.Slow(leader.cfg.Addr, fmt.Sprintf("n%d:1", id), 16<<20)
+	}
 	return leader
 }
 

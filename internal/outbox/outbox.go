@@ -145,19 +145,28 @@ func (o *Outbox) open(size int) *batch {
 func (o *Outbox) Next(route Route, now uint64) (Batch, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.queue) == 0 || len(o.flight) >= o.limits.WindowMax {
+	if !o.isDue() {
 		return Batch{}, false
 	}
 	b := o.queue[0]
-	if o.next-1+uint64(b.live)-o.answeredTo() > dedup.Window {
-		return Batch{}, false
-	}
 	o.queue[0] = nil
 	o.queue = o.queue[1:]
 	o.seal(b)
 	o.flight = append(o.flight, b)
 	o.sent(b, route, now)
 	return Batch{b.first, b.data}, true
+}
+
+// IsDue reports whether commands wait that Next would let go.
+func (o *Outbox) IsDue() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.isDue()
+}
+
+func (o *Outbox) isDue() bool {
+	return len(o.queue) > 0 && len(o.flight) < o.limits.WindowMax &&
+		o.next-1+uint64(o.queue[0].live)-o.answeredTo() <= dedup.Window
 }
 
 // seal drops the abandoned commands and numbers the others.

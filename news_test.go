@@ -1,0 +1,35 @@
+package raftkv
+
+import (
+	"testing"
+	"time"
+)
+
+// TestNewsOfACommitTravelsSoon: a leader holds it back for the next append, but
+// not for long, and not at all from a member that has sent writes itself.
+func TestNewsOfACommitTravelsSoon(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.found(3)
+		leader := c.leader()
+		follower := c.but(leader)[0]
+		c.pause(time.Second) // after which nobody is known to write
+		for range 10 {
+			revision := c.put(leader, "a", "1")
+			begin := time.Now()
+			if _, err := follower.Get(c.ctx(), "a", MinRevision(revision)); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(begin); took > restAfter {
+				t.Errorf("a follower showed a write %v after it was acknowledged, want %v at most", took, restAfter)
+			}
+		}
+		c.put(follower, "b", "0")
+		for range 10 {
+			begin := time.Now()
+			c.put(follower, "b", "1")
+			if took := time.Since(begin); took > 0 {
+				t.Errorf("a write through a follower took %v on a network without delay", took)
+			}
+		}
+	})
+}
