@@ -192,11 +192,21 @@ func (n *Node) usable() error {
 	return nil
 }
 
-func (n *Node) write(ctx context.Context, c command.Command, opts []WriteOption) (uint64, error) {
-	var o writeOptions
-	for _, opt := range opts {
-		opt(&o)
+// gather returns the options of a call. Without any nothing is allocated.
+func gather[O any, Option ~func(*O)](opts []Option) O {
+	if len(opts) == 0 {
+		var none O
+		return none
 	}
+	o := new(O)
+	for _, opt := range opts {
+		opt(o)
+	}
+	return *o
+}
+
+func (n *Node) write(ctx context.Context, c command.Command, opts []WriteOption) (uint64, error) {
+	o := gather[writeOptions](opts)
 	c.Conditional, c.IfRevision = o.conditional, o.revision
 	if err := n.enter(ctx); err != nil {
 		return 0, err
@@ -315,10 +325,7 @@ func keyValue(i *keyspace.Item) KeyValue {
 
 // read returns when this node's state may be read as the options ask.
 func (n *Node) read(ctx context.Context, opts []ReadOption) (readOptions, error) {
-	var o readOptions
-	for _, opt := range opts {
-		opt(&o)
-	}
+	o := gather[readOptions](opts)
 	if err := n.enter(ctx); err != nil {
 		return o, err
 	}

@@ -101,6 +101,7 @@ func newNode(cfg Config) *Node {
 		}),
 		reads: reads.New(2 * uint64(cfg.Timing.heartbeatTicks())),
 		inbox: inbox{wakec: make(chan struct{}, 1)},
+		calls: newCalls(),
 		tasks: &taskQueue{wakec: make(chan struct{}, 1)}, health: health.NewServer(), listener: newCloser(cfg.Listener),
 	}
 	n.stop.c, n.foundingc = make(chan struct{}), make(chan struct{}, 1)

@@ -388,7 +388,7 @@ func TestContextsLeaveNoWaiters(t *testing.T) {
 		}
 		c.pause(5 * time.Second)
 		for role, n := range at {
-			if w, b, r, calls := n.out.Waiting(), n.out.PendingBytes(), n.reads.Waiting(), n.calls.n; w != 0 || b != 0 || r || calls != 0 {
+			if w, b, r, calls := n.out.Waiting(), n.out.PendingBytes(), n.reads.Waiting(), n.calls.state.Load()/2; w != 0 || b != 0 || r || calls != 0 {
 				t.Errorf("on the %s %d writes of %d bytes, reads %v, %d calls are still held", role, w, b, r, calls)
 			}
 		}

@@ -127,54 +127,32 @@ func (q *taskQueue) isFull() bool {
 
 // calls counts the calls under way on this node.
 type calls struct {
-	mu     sync.Mutex
-	n      int
-	closed bool
-	idlec  chan struct{} // closed when closed and n is 0; nil until somebody asks
+	state atomic.Int64  // twice their number, and 1 when no more are let in
+	idlec chan struct{} // closed when no more are let in and none is under way
+	once  sync.Once
 }
+
+func newCalls() calls { return calls{idlec: make(chan struct{})} }
 
 // enter lets a call in, unless the node is stopping.
 func (c *calls) enter() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		return false
+	if c.state.Add(2)&1 == 0 {
+		return true
 	}
-	c.n++
-	return true
+	c.leave()
+	return false
 }
 
-func (c *calls) leave() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.n--
-	c.signal()
-}
+func (c *calls) leave() { c.signal(c.state.Add(-2)) }
 
-func (c *calls) refuse() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.closed = true
-}
+func (c *calls) refuse() { c.signal(c.state.Or(1) | 1) }
 
-// idle returns a channel that is closed when no call is under way.
-func (c *calls) idle() <-chan struct{} {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.idlec == nil {
-		c.idlec = make(chan struct{})
-	}
-	c.signal()
-	return c.idlec
-}
+// idle returns a channel that is closed when no call is under way, once no more
+// are let in.
+func (c *calls) idle() <-chan struct{} { return c.idlec }
 
-func (c *calls) signal() {
-	if c.n > 0 || c.idlec == nil {
-		return
-	}
-	select {
-	case <-c.idlec:
-	default:
-		close(c.idlec)
+func (c *calls) signal(state int64) {
+	if state == 1 {
+		c.once.Do(func() { close(c.idlec) })
 	}
 }

@@ -55,7 +55,7 @@ type Outbox struct {
 	count  int    // of all commands that wait
 	queue  []*batch
 	flight []*batch
-	grown  int // how large the latest batch has become
+	grown  struct{ bytes, commands int } // how large the latest batch has become
 }
 
 // A batch is a group of commands that share one entry of the log.
@@ -133,7 +133,8 @@ func (o *Outbox) open(size int) *batch {
 	}
 	b := &batch{
 		done: make(chan struct{}),
-		data: make([]byte, command.HeaderBytes, command.HeaderBytes+max(size, 512, o.grown)),
+		data: make([]byte, command.HeaderBytes, command.HeaderBytes+max(size, 512, o.grown.bytes)),
+		ends: make([]int, 0, max(4, o.grown.commands)),
 	}
 	o.queue = append(o.queue, b)
 	return b
@@ -176,7 +177,8 @@ func (o *Outbox) seal(b *batch) {
 		b.compact()
 		o.bytes -= int64(before - len(b.data))
 	}
-	o.grown = min(len(b.data), o.limits.BatchBytesMax) // the next one is likely to be as large
+	// The next one is likely to be as large.
+	o.grown.bytes, o.grown.commands = min(len(b.data), o.limits.BatchBytesMax), b.live
 	h := command.Header{Origin: o.origin, First: o.next, AnsweredTo: o.answeredTo()}
 	h.Append(b.data[:0])
 	b.first = o.next

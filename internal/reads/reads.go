@@ -29,10 +29,11 @@ const (
 // reached the index that a quorum confirmed after the last of them had joined.
 type Round struct {
 	done     chan struct{} // closed when the readers may go on; nobody sends
-	err      error         // written before done is closed
-	index    uint64        // 0 until confirmed
-	attempts []uint64      // the numbers of the contexts sent, oldest first
-	retryAt  uint64        // the tick at which to ask again
+	readers  int
+	err      error    // written before done is closed
+	index    uint64   // 0 until confirmed
+	attempts []uint64 // the numbers of the contexts sent, oldest first
+	retryAt  uint64   // the tick at which to ask again
 }
 
 // Done is closed when the readers may read, or when Err says why not.
@@ -86,6 +87,7 @@ func (r *Reads) Join() (round *Round, idle bool, err error) {
 		r.next = &Round{done: make(chan struct{})}
 		idle = true
 	}
+	r.next.readers++
 	return r.next, idle, nil
 }
 
@@ -204,8 +206,14 @@ func (r *Reads) IsDue() bool {
 	return r.isDue()
 }
 
+// isDue lets two rounds go at once, so that one fills while the other is under
+// way. Further ones save time where a round takes long, and cost it where many
+// readers come again as soon as they are answered: so each has to have as many
+// readers as the one before it.
 func (r *Reads) isDue() bool {
-	return r.next != nil && len(r.asked) < RoundsMax && len(r.reached) < ReachedMax
+	n := len(r.asked)
+	return r.next != nil && n < RoundsMax && len(r.reached) < ReachedMax &&
+		(n < 2 || r.next.readers >= r.asked[n-1].readers)
 }
 
 // Waiting reports whether anybody waits for a confirmation.
