@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"example.com/raftkv/internal/command"
 	"example.com/raftkv/internal/dedup"
@@ -48,11 +49,11 @@ type Outbox struct {
 	limits Limits
 
 	mu     sync.Mutex
-	err    error  // why nothing can be added any more
-	origin uint64 // the raft ID; 0 while the node is blank
-	next   uint64 // the sequence number of the next command
-	bytes  int64  // of all commands that are held
-	count  int    // of all commands that wait
+	err    error        // why nothing can be added any more
+	origin uint64       // the raft ID; 0 while the node is blank
+	next   uint64       // the sequence number of the next command
+	bytes  atomic.Int64 // of all commands that are held; only mu's holder changes it
+	count  int          // of all commands that wait
 	queue  []*batch
 	flight []*batch
 	grown  struct{ bytes, commands int } // how large the latest batch has become
@@ -109,8 +110,8 @@ func (o *Outbox) Add(c *command.Command) (t Ticket, idle bool, err error) {
 	switch {
 	case o.err != nil:
 		return Ticket{}, false, o.err
-	case o.bytes+int64(size) > o.limits.PendingBytesMax:
-		return Ticket{}, false, fmt.Errorf("%w: %d bytes of writes wait for their answer", fault.ErrOverloaded, o.bytes)
+	case o.bytes.Load()+int64(size) > o.limits.PendingBytesMax:
+		return Ticket{}, false, fmt.Errorf("%w: %d bytes of writes wait for their answer", fault.ErrOverloaded, o.bytes.Load())
 	case o.count >= dedup.Window-command.BatchCommandsMax:
 		return Ticket{}, false, fmt.Errorf("%w: %d writes wait for their answer", fault.ErrOverloaded, o.count)
 	}
@@ -118,7 +119,7 @@ func (o *Outbox) Add(c *command.Command) (t Ticket, idle bool, err error) {
 	b.data = c.Append(b.data)
 	b.ends = append(b.ends, len(b.data))
 	b.live++
-	o.bytes += int64(size)
+	o.bytes.Add(int64(size))
 	o.count++
 	return Ticket{b, len(b.ends) - 1}, len(o.queue) == 1 && len(b.ends) == 1, nil
 }
@@ -175,7 +176,7 @@ func (o *Outbox) seal(b *batch) {
 	if b.live < len(b.ends) {
 		before := len(b.data)
 		b.compact()
-		o.bytes -= int64(before - len(b.data))
+		o.bytes.Add(-int64(before - len(b.data)))
 	}
 	// The next one is likely to be as large.
 	o.grown.bytes, o.grown.commands = min(len(b.data), o.limits.BatchBytesMax), b.live
@@ -304,7 +305,7 @@ func (b *batch) sentLen() int {
 
 // resolve wakes the callers of a batch.
 func (o *Outbox) resolve(b *batch, results []dedup.Result, err error) {
-	o.bytes -= int64(len(b.data) - command.HeaderBytes)
+	o.bytes.Add(-int64(len(b.data) - command.HeaderBytes))
 	o.count -= b.sentLen()
 	b.err = err
 	if b.kept == nil {
@@ -342,7 +343,7 @@ func (o *Outbox) Abandon(t Ticket) (sent bool) {
 	if b.live == 0 {
 		i := slices.Index(o.queue, b)
 		o.queue = slices.Delete(o.queue, i, i+1)
-		o.bytes -= int64(len(b.data) - command.HeaderBytes)
+		o.bytes.Add(-int64(len(b.data) - command.HeaderBytes))
 	}
 	return false
 }
@@ -356,7 +357,7 @@ func (o *Outbox) abandonSent(b *batch) {
 	}
 	if i := slices.Index(o.flight, b); i >= 0 {
 		o.flight = slices.Delete(o.flight, i, i+1)
-		o.bytes -= int64(len(b.data) - command.HeaderBytes)
+		o.bytes.Add(-int64(len(b.data) - command.HeaderBytes))
 		o.count -= b.sentLen()
 	}
 }
@@ -381,7 +382,8 @@ func (o *Outbox) Fail(err error) {
 	o.err = err
 	o.failFlight(err)
 	o.refuse(err)
-	o.bytes, o.count = 0, 0
+	o.bytes.Store(0)
+	o.count = 0
 }
 
 func (o *Outbox) failFlight(err error) {
@@ -401,7 +403,7 @@ func (o *Outbox) Refuse(err error) {
 
 func (o *Outbox) refuse(err error) {
 	for _, b := range o.queue {
-		o.bytes -= int64(len(b.data) - command.HeaderBytes)
+		o.bytes.Add(-int64(len(b.data) - command.HeaderBytes))
 		o.count -= b.live
 		b.err = err
 		close(b.done)
@@ -427,11 +429,7 @@ func (o *Outbox) Waiting() int {
 
 // PendingBytes returns how many bytes of commands are held: of those that wait
 // for their answer, and of abandoned ones that share a batch with them.
-func (o *Outbox) PendingBytes() int64 {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.bytes
-}
+func (o *Outbox) PendingBytes() int64 { return o.bytes.Load() }
 
 // Done is closed when the result is there.
 func (t Ticket) Done() <-chan struct{} { return t.batch.done }
