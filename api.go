@@ -218,11 +218,11 @@ func (n *Node) write(ctx context.Context, c command.Command, opts []WriteOption)
 	if err := n.admits(&c); err != nil {
 		return 0, err
 	}
-	t, idle, err := n.out.Add(&c)
+	t, wake, err := n.out.Add(&c)
 	if err != nil {
 		return 0, err
 	}
-	if idle {
+	if wake {
 		n.inbox.wake()
 	}
 	select {

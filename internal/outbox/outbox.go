@@ -56,6 +56,7 @@ type Outbox struct {
 	count  int          // of all commands that wait
 	queue  []*batch
 	flight []*batch
+	hungry bool                          // Next has found nothing to send
 	grown  struct{ bytes, commands int } // how large the latest batch has become
 }
 
@@ -101,9 +102,9 @@ func (o *Outbox) Become(origin uint64) {
 }
 
 // Add queues a command and returns a ticket for its result. It copies the
-// command. If idle is true, nothing was waiting: the caller wakes the loop. The
-// error is ErrOverloaded, or why the node has stopped; then nothing is queued.
-func (o *Outbox) Add(c *command.Command) (t Ticket, idle bool, err error) {
+// command. If wake is true there is something new to send: the caller wakes the
+// loop. The error is ErrOverloaded, or why the node has stopped; then nothing is queued.
+func (o *Outbox) Add(c *command.Command) (t Ticket, wake bool, err error) {
 	size := c.Size()
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -121,7 +122,11 @@ func (o *Outbox) Add(c *command.Command) (t Ticket, idle bool, err error) {
 	b.live++
 	o.bytes.Add(int64(size))
 	o.count++
-	return Ticket{b, len(b.ends) - 1}, len(o.queue) == 1 && len(b.ends) == 1, nil
+	wake = len(o.queue) == 1 && len(b.ends) == 1
+	if o.hungry && o.isDue() {
+		o.hungry, wake = false, true
+	}
+	return Ticket{b, len(b.ends) - 1}, wake, nil
 }
 
 // open returns the batch that takes the next command.
@@ -148,6 +153,7 @@ func (o *Outbox) Next(route Route, now uint64) (Batch, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !o.isDue() {
+		o.hungry = true
 		return Batch{}, false
 	}
 	b := o.queue[0]
@@ -166,8 +172,14 @@ func (o *Outbox) IsDue() bool {
 	return o.isDue()
 }
 
+// isDue lets two batches go at once, so that one fills while the other is under
+// way. Further ones save time where a round trip is long, and cost it where the
+// callers come again as soon as they are answered: so each has to have as many
+// commands as the one before it.
 func (o *Outbox) isDue() bool {
-	return len(o.queue) > 0 && len(o.flight) < o.limits.WindowMax &&
+	n := len(o.flight)
+	return len(o.queue) > 0 && n < o.limits.WindowMax &&
+		(n < 2 || len(o.queue) > 1 || o.queue[0].live >= o.flight[n-1].live) &&
 		o.next-1+uint64(o.queue[0].live)-o.answeredTo() <= dedup.Window
 }
 

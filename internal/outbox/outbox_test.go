@@ -201,6 +201,7 @@ func TestBatchIsCappedByBytes(t *testing.T) {
 	}
 	total, batches := 0, 0
 	for b, ok := o.Next(route, 0); ok; b, ok = o.Next(route, 0) {
+		resolve(t, o, b)
 		n := parse(t, b).Len()
 		if len(b.Data) > bytesMax || n < 2 {
 			t.Errorf("batch of %d commands and %d bytes, want several and at most %d", n, len(b.Data), bytesMax)
@@ -318,6 +319,38 @@ func TestWindowBoundsTheBatchesInFlight(t *testing.T) {
 	resolve(t, o, b1)
 	next(t, o)
 	wantNoNext(t, o)
+}
+
+func TestThirdBatchAtOnceIsAsLargeAsTheSecond(t *testing.T) {
+	o := newOutbox(nil)
+	wantWake := func(key string, want bool) {
+		t.Helper()
+		if _, wake, err := o.Add(put(key)); wake != want || err != nil {
+			t.Errorf("Add(%q) = wake %v, %v, want %v", key, wake, err, want)
+		}
+	}
+	wantWake("a", true)
+	first := next(t, o)
+	wantWake("b", true)
+	wantWake("c", false)
+	wantWake("d", false)
+	wantKeys(t, next(t, o), "b", "c", "d")
+	wantWake("e", true)
+	wantNoNext(t, o)
+	wantWake("f", false)
+	wantWake("g", true)
+	wantKeys(t, next(t, o), "e", "f", "g")
+	wantWake("h", true)
+	wantNoNext(t, o)
+	resolve(t, o, first)
+	if o.IsDue() {
+		t.Error("two batches of three are in flight, and one of one is due")
+	}
+	o.Resolve(2, answers(2, 3))
+	if !o.IsDue() {
+		t.Error("one batch is in flight, and another waits")
+	}
+	wantKeys(t, next(t, o), "h")
 }
 
 func TestCommandsGatherWhileTheWindowIsFull(t *testing.T) {
@@ -631,14 +664,14 @@ func TestResolveFromTable(t *testing.T) {
 	o := newOutbox(func(l *Limits) { l.BatchBytesMax = 2 * put("a").Size() })
 	o.limits.BatchBytesMax += command.HeaderBytes
 	var tickets []Ticket
-	for _, key := range []string{"a", "b", "c", "d", "e", "f", "g"} {
+	for _, key := range []string{"a", "b", "c", "d", "e", "f", "g", "h"} {
 		tickets = append(tickets, add(t, o, key))
 	}
 	o.Abandon(tickets[1])
 	for range 4 {
 		next(t, o)
 	}
-	// Numbers: a 1 | c 2, d 3 | e 4, f 5 | g 6.
+	// Numbers: a 1 | c 2, d 3 | e 4, f 5 | g 6, h 7.
 	table := dedup.New()
 	table.Retain([]uint64{origin})
 	for _, n := range []uint64{1, 2, 3, 4} {
@@ -657,7 +690,7 @@ func TestResolveFromTable(t *testing.T) {
 	wantRevision(t, tickets[4], 1004)
 	wantRevision(t, tickets[5], 1005)
 	wantWaits(t, tickets[6])
-	o.Resolve(6, answers(6, 1))
+	o.Resolve(6, answers(6, 2))
 	wantEmpty(t, o)
 }
 
