@@ -14,6 +14,9 @@
 // Sender and receiver must encode alike what is nested; they do, as they speak
 // one version of the protocol. A hello is also the same to an older version that
 // does not know its last fields, so that it can refuse it for the right reason.
+//
+// Frames have the same checksum, but are too many and too large to be encoded
+// twice: internal/frame looks at their bytes as they go and come.
 package checksum
 
 import (
@@ -24,7 +27,6 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"example.com/raftkv/internal/fault"
-	kvpb "example.com/raftkv/proto/raftkv/v1"
 )
 
 // castagnoli is the polynomial that processors have an instruction for.
@@ -37,17 +39,15 @@ type Message interface {
 }
 
 // Of returns the checksum of bytes.
-func Of(data []byte) uint32 { return crc32.Checksum(data, castagnoli) }
+func Of(data []byte) uint32 { return Add(0, data) }
+
+// Add returns the checksum of bytes of which the first ones have the sum given.
+func Add(sum uint32, data []byte) uint32 { return crc32.Update(sum, castagnoli, data) }
 
 // Seal sets a message's checksum. Nobody else may use the message meanwhile, and
 // what it says must not change afterwards.
 func Seal(m Message) {
-	crc := content(m)
-	if frame, ok := m.(*kvpb.MessagesRequest); ok {
-		frame.Crc = crc
-		return
-	}
-	m.ProtoReflect().Set(field(m), protoreflect.ValueOfUint32(crc))
+	m.ProtoReflect().Set(field(m), protoreflect.ValueOfUint32(content(m)))
 }
 
 // Check returns an ErrInvalid if a message is not what its sender has sealed.
@@ -60,12 +60,8 @@ func Check(m Message) error {
 	return nil
 }
 
-// content returns the checksum that a message should have. Frames are many and
-// large, so they are neither marshalled again nor looked at by reflection.
+// content returns the checksum that a message should have.
 func content(m Message) uint32 {
-	if frame, ok := m.(*kvpb.MessagesRequest); ok {
-		return frameContent(frame)
-	}
 	r, crc := m.ProtoReflect(), field(m)
 	set := r.Get(crc)
 	r.Clear(crc)
@@ -76,47 +72,6 @@ func content(m Message) uint32 {
 
 func field(m Message) protoreflect.FieldDescriptor {
 	return m.ProtoReflect().Descriptor().Fields().ByName("crc")
-}
-
-// frameContent says of every list how long it is, and of everything in it, so
-// that no content has the bytes of another.
-func frameContent(frame *kvpb.MessagesRequest) uint32 {
-	var hello []byte
-	if h := frame.GetHello(); h != nil {
-		hello = marshal(h)
-	}
-	crc := addBytes(0, hello)
-	for _, list := range [...][][]byte{frame.GetMessages(), frame.GetProposals()} {
-		crc = addNumber(crc, uint64(len(list)))
-		for _, data := range list {
-			crc = addBytes(crc, data)
-		}
-	}
-	var standing []byte
-	if s := frame.GetStanding(); s != nil {
-		standing = marshal(s)
-	}
-	crc = addBytes(crc, standing)
-	crc = addNumber(crc, uint64(len(frame.GetRefusals())))
-	for _, r := range frame.GetRefusals() {
-		crc = addNumber(crc, r.GetFirstSequence())
-	}
-	return crc
-}
-
-func addBytes(crc uint32, data []byte) uint32 {
-	return crc32.Update(addNumber(crc, uint64(len(data))), castagnoli, data)
-}
-
-// addNumber is crc32.Update with the number's eight bytes, which would have to
-// be on the heap for that.
-func addNumber(crc uint32, v uint64) uint32 {
-	crc = ^crc
-	for range 8 {
-		crc = castagnoli[byte(crc)^byte(v)] ^ crc>>8
-		v >>= 8
-	}
-	return ^crc
 }
 
 func marshal(m proto.Message) []byte {

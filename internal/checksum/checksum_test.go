@@ -3,7 +3,6 @@ package checksum
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -45,7 +44,6 @@ func messages() map[string]Message {
 	return map[string]Message{
 		"frame":             frame(),
 		"frame and hello":   h,
-		"ping":              &kvpb.MessagesRequest{},
 		"accepted":          &kvpb.MessagesResponse{Identity: hello().From},
 		"hello":             &kvpb.HelloRequest{Hello: hello()},
 		"answer":            &kvpb.HelloResponse{Identity: hello().From, Member: roster().Members[0]},
@@ -159,19 +157,6 @@ func TestNothingMovesWithinAFrame(t *testing.T) {
 	}
 }
 
-func TestFramesAreSealedAndCheckedWithoutAllocating(t *testing.T) {
-	f := frame()
-	allocations := testing.AllocsPerRun(100, func() {
-		Seal(f)
-		if err := Check(f); err != nil {
-			t.Error(err)
-		}
-	})
-	if allocations != 0 {
-		t.Errorf("%v allocations, want none", allocations)
-	}
-}
-
 // TestHelloOfANewerVersionPasses: it has fields that we do not know, and must be
 // refused for its version.
 func TestHelloOfANewerVersionPasses(t *testing.T) {
@@ -190,22 +175,5 @@ func TestHelloOfANewerVersionPasses(t *testing.T) {
 		if err := Check(got); err != nil {
 			t.Error(err)
 		}
-	}
-}
-
-// BenchmarkFrame seals a frame and checks it, as its sender and its receiver do.
-func BenchmarkFrame(b *testing.B) {
-	for _, size := range []int{1 << 10, 64 << 10, 1 << 20} {
-		b.Run(fmt.Sprintf("%dKiB", size>>10), func(b *testing.B) {
-			f := &kvpb.MessagesRequest{Messages: [][]byte{make([]byte, size)}}
-			b.SetBytes(int64(size))
-			b.ReportAllocs()
-			for b.Loop() {
-				Seal(f)
-				if err := Check(f); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
 	}
 }
