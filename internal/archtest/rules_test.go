@@ -19,7 +19,7 @@ const (
 var deterministic = []string{
 	"internal/command", "internal/dedup", "internal/keyspace", "internal/snapshot",
 	"internal/roster", "internal/mix", "internal/firewall", "internal/outbox",
-	"internal/reads",
+	"internal/reads", "internal/frame",
 }
 
 // notDeterministic lists what those may not import: clocks, randomness, and the
