@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"example.com/raftkv/internal/checksum"
+	"example.com/raftkv/internal/frame"
 	"example.com/raftkv/internal/peer"
 	"example.com/raftkv/internal/roster"
 	"example.com/raftkv/internal/wire"
@@ -72,7 +73,7 @@ func TestDamagedHelloTellsNobodyThatItWasRemoved(t *testing.T) {
 		client := c.dialPeer(to)
 		for name, call := range map[string]func(h *kvpb.Hello) error{
 			"messages": func(h *kvpb.Hello) error {
-				s, err := client.Messages(c.ctx())
+				s, err := client.Messages(c.ctx(), frame.Option())
 				if err != nil {
 					return err
 				}
@@ -133,7 +134,7 @@ func TestSilentStreamIsCutOff(t *testing.T) {
 		c.found(3)
 		leader := c.leader()
 		from, to := c.but(leader)[0], c.but(leader)[1] // which have nothing to say to each other
-		s, err := c.dialPeer(to).Messages(c.within(2 * peer.SilenceMax))
+		s, err := c.dialPeer(to).Messages(c.within(2*peer.SilenceMax), frame.Option())
 		if err != nil {
 			t.Fatal(err)
 		}

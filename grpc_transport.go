@@ -20,6 +20,7 @@ import (
 
 	"example.com/raftkv/internal/checksum"
 	"example.com/raftkv/internal/firewall"
+	"example.com/raftkv/internal/frame"
 	"example.com/raftkv/internal/outbox"
 	"example.com/raftkv/internal/peer"
 	"example.com/raftkv/internal/roster"
@@ -223,6 +224,11 @@ func (t *grpcTransport) Messages(s grpc.BidiStreamingServer[kvpb.MessagesRequest
 	if err := s.Send(resp); err != nil {
 		return err
 	}
+	if !frame.IsSpoken(s.Context()) {
+		err := fmt.Errorf("%w: a stream without the codec for frames", ErrInvalid)
+		t.refused(hello.GetHello(), err)
+		return t.node.status(err)
+	}
 	silence := time.NewTimer(peer.SilenceMax)
 	defer silence.Stop()
 	errc := make(chan error, 1)                                                 // the one send never blocks
@@ -239,19 +245,18 @@ func (t *grpcTransport) Messages(s grpc.BidiStreamingServer[kvpb.MessagesRequest
 
 // frames takes frames from a stream until it ends. The timer runs while it waits
 // for one.
-func (t *grpcTransport) frames(
-	s grpc.BidiStreamingServer[kvpb.MessagesRequest, kvpb.MessagesResponse], hello *kvpb.Hello, self uint64, silence *time.Timer,
-) (err error) {
+func (t *grpcTransport) frames(s grpc.ServerStream, hello *kvpb.Hello, self uint64, silence *time.Timer) (err error) {
 	defer t.node.guardHandler(&err) // the handler's own guard is in another goroutine
 	var cut atomic.Pointer[error]   // why the loop wants the stream to end
 	for {
 		silence.Reset(peer.SilenceMax)
-		frame, err := s.Recv()
+		var data frame.Bytes
+		err := s.RecvMsg(&data)
 		silence.Stop()
 		if err != nil {
 			return err
 		}
-		if err := t.take(s.Context(), hello.GetFrom().GetRaftId(), self, frame, &cut); err != nil {
+		if err := t.take(s.Context(), hello.GetFrom().GetRaftId(), self, data, &cut); err != nil {
 			t.refused(hello, err)
 			return t.node.status(err)
 		}
@@ -300,30 +305,27 @@ func first[T any](recv func() (*T, error)) (*T, error) {
 	}
 }
 
-// take checks a frame and hands it to the loop, waiting while too much waits
-// there already. An error says that the peer broke the protocol.
-func (t *grpcTransport) take(ctx context.Context, from, self uint64, frame *kvpb.MessagesRequest, cut *atomic.Pointer[error]) error {
+// take decodes a frame, checks it and hands it to the loop, waiting while too
+// much waits there already. An error says that the peer broke the protocol.
+func (t *grpcTransport) take(ctx context.Context, from, self uint64, data frame.Bytes, cut *atomic.Pointer[error]) error {
 	if err := cut.Load(); err != nil {
 		return *err
 	}
-	if err := checksum.Check(frame); err != nil {
+	f, err := frame.Decode(data)
+	if err != nil {
 		return err
 	}
 	if l := t.to(from); l != nil {
 		l.Nudge()
 	}
-	var bytes, batches int64
-	messages := make([]*pb.Message, len(frame.GetMessages()))
-	for i, data := range frame.GetMessages() {
-		m, err := firewall.Decode(data, from, self)
-		if err != nil {
+	for _, m := range f.Messages {
+		if err := firewall.Admit(m, from, self); err != nil {
 			return fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
-		messages[i] = m
-		bytes += int64(len(data))
 	}
-	proposals := make([]outbox.Batch, len(frame.GetProposals()))
-	for i, data := range frame.GetProposals() {
+	var batches int64
+	proposals := make([]outbox.Batch, len(f.Proposals))
+	for i, data := range f.Proposals {
 		batch, err := checkBatch(data, from)
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrInvalid, err)
@@ -331,24 +333,25 @@ func (t *grpcTransport) take(ctx context.Context, from, self uint64, frame *kvpb
 		proposals[i] = batch
 		batches += int64(len(data))
 	}
-	if err := t.inbox.Acquire(ctx, bytes+batches); err != nil {
-		return nil // the stream has ended; Recv says so
+	if f.IsPing() {
+		return t.ask(func(l *loop) error { return l.receiveAs(self, from, nil, f.Standing) }) // the sender wants to know
 	}
-	if len(frame.GetMessages())+len(frame.GetProposals())+len(frame.GetRefusals()) == 0 {
-		return t.ask(func(l *loop) error { return l.receiveAs(self, from, nil, frame.GetStanding()) }) // the sender wants to know
+	rest := int64(len(data)) - batches
+	if err := t.inbox.Acquire(ctx, rest+batches); err != nil {
+		return nil // the stream has ended; the next RecvMsg says so
 	}
 	t.node.post(func(l *loop) {
 		defer t.inbox.Release(batches) // in the log, or refused
-		defer l.whenThereIsRoom(func() { t.inbox.Release(bytes) })
-		if err := l.receiveAs(self, from, messages, frame.GetStanding()); err != nil {
+		defer l.whenThereIsRoom(func() { t.inbox.Release(rest) })
+		if err := l.receiveAs(self, from, f.Messages, f.Standing); err != nil {
 			cut.Store(&err)
 			return
 		}
 		for _, batch := range proposals {
 			l.proposal(from, batch)
 		}
-		for _, r := range frame.GetRefusals() {
-			l.refusedBatch(r.GetFirstSequence())
+		for _, first := range f.Refusals {
+			l.refusedBatch(first)
 		}
 	})
 	return nil

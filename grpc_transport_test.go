@@ -20,6 +20,7 @@ import (
 
 	"example.com/raftkv/internal/checksum"
 	"example.com/raftkv/internal/command"
+	"example.com/raftkv/internal/frame"
 	"example.com/raftkv/internal/roster"
 	"example.com/raftkv/internal/wire"
 	kvpb "example.com/raftkv/proto/raftkv/v1"
@@ -67,7 +68,7 @@ func (c *cluster) helloOf(from, to *Node) *kvpb.Hello {
 
 // openAs opens a message stream with a hello and returns the answer.
 func (c *cluster) openAs(n *Node, h *kvpb.Hello) (grpc.BidiStreamingClient[kvpb.MessagesRequest, kvpb.MessagesResponse], error) {
-	s, err := c.dialPeer(n).Messages(c.ctx())
+	s, err := c.dialPeer(n).Messages(c.ctx(), frame.Option())
 	if err != nil {
 		return nil, err
 	}
@@ -146,20 +147,18 @@ func TestPeerThatBreaksTheProtocolIsCutOffCountedAndLoggedOnce(t *testing.T) {
 		// An error says that a node has stopped: then the streams below do not open.
 		_ = to.do(func(l *loop) { self = l.raftID })
 		_ = c.nodes[1].do(func(l *loop) { from = l.raftID })
-		for i, frame := range hostileFrames(from, self) {
+		for i, hostile := range hostileFrames(from, self) {
 			s, err := c.openAs(to, c.helloOf(c.nodes[1], to))
 			if err != nil {
 				t.Fatal(err)
 			}
-			checksum.Seal(frame)
-			if err := s.Send(frame); err != nil {
+			checksum.Seal(hostile) // as generated code writes it, it is a frame
+			if err := s.Send(hostile); err != nil {
 				t.Fatal(err)
 			}
 			if i%2 == 1 { // some are found by the loop, and cut with the next frame
 				c.pause(10 * time.Millisecond)
-				ping := &kvpb.MessagesRequest{}
-				checksum.Seal(ping)
-				_ = s.Send(ping) // fails if the stream is cut already
+				_ = s.SendMsg(&frame.Frame{}) // fails if the stream is cut already
 			}
 			if _, err := s.Recv(); status.Code(err) != codes.InvalidArgument {
 				t.Errorf("frame %d: the stream ends with %v", i, err)
@@ -201,10 +200,40 @@ func hostileFrames(from, to uint64) []*kvpb.MessagesRequest {
 	}
 }
 
+// TestStreamWithoutTheCodecIsRefused, and in order: the hello of another version
+// may come without it.
+func TestStreamWithoutTheCodecIsRefused(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.found(3)
+		from, to := c.nodes[1], c.nodes[2]
+		for protocol, want := range map[uint32]error{protocolVersion - 1: ErrMembershipRefused, protocolVersion: ErrInvalid} {
+			s, err := c.dialPeer(to).Messages(c.ctx())
+			if err != nil {
+				t.Fatal(err)
+			}
+			hello := &kvpb.MessagesRequest{Hello: c.helloOf(from, to)}
+			hello.Hello.From.Protocol = protocol
+			checksum.Seal(hello)
+			if err := s.Send(hello); err != nil {
+				t.Fatal(err)
+			}
+			for err == nil {
+				_, err = s.Recv()
+			}
+			if !errors.Is(told(err), want) {
+				t.Errorf("protocol %d: the stream ends with %v, want %v", protocol, err, want)
+			}
+		}
+		if n := to.Status().RefusedMessages; n != 2 {
+			t.Errorf("%d were counted as refused, want 2", n)
+		}
+	})
+}
+
 func TestStreamWithoutHelloIsClosed(t *testing.T) {
 	bubble(t, func(t *testing.T, c *cluster) {
 		n := c.start(1)
-		s, err := c.dialPeer(n).Messages(c.ctx())
+		s, err := c.dialPeer(n).Messages(c.ctx(), frame.Option())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -15,7 +15,7 @@ import (
 
 // protocolVersion is the version of PeerService. Members of different versions
 // refuse each other.
-const protocolVersion = 2
+const protocolVersion = 3
 
 // blamedMax bounds how many peers that were turned away are remembered, so that
 // each is logged once; later ones are only counted.

@@ -8,7 +8,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
-	kvpb "example.com/raftkv/proto/raftkv/v1"
+	"example.com/raftkv/internal/frame"
 )
 
 // logged returns what a node's log holds.
@@ -39,23 +39,18 @@ func TestReplayedTrafficIsAppliedOnce(t *testing.T) {
 		y.writeUntilStopped(n, 3)
 		c.pause(500 * time.Millisecond)
 		entries := c.logged(leader)
-		batches := &kvpb.MessagesRequest{}
-		appends := &kvpb.MessagesRequest{}
+		batches, appends := new(frame.Frame), new(frame.Frame)
 		from, to := leader.view.Load().raftID, n.view.Load().raftID
 		for i, e := range entries {
 			if i == 0 {
 				continue
 			}
 			before := entries[i-1]
-			data, err := proto.Marshal(&pb.Message{
+			appends.Messages = append(appends.Messages, &pb.Message{
 				Type: pb.MsgApp.Enum(), From: &from, To: &to, Term: proto.Uint64(e.GetTerm()),
 				LogTerm: proto.Uint64(before.GetTerm()), Index: proto.Uint64(before.GetIndex()),
 				Entries: []*pb.Entry{e}, Commit: proto.Uint64(before.GetIndex()),
 			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			appends.Messages = append(appends.Messages, data)
 			if b, err := checkBatch(e.GetData(), to); err == nil {
 				batches.Proposals = append(batches.Proposals, b.Data)
 			}
@@ -67,13 +62,13 @@ func TestReplayedTrafficIsAppliedOnce(t *testing.T) {
 		for round := range 3 {
 			for _, replay := range []struct {
 				from, to *Node
-				frame    *kvpb.MessagesRequest
+				frame    *frame.Frame
 			}{{n, leader, batches}, {leader, n, appends}} {
 				s, err := c.openAs(replay.to, c.helloOf(replay.from, replay.to))
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := s.Send(replay.frame); err != nil {
+				if err := s.SendMsg(replay.frame); err != nil {
 					t.Fatalf("round %d: %v", round, err)
 				}
 				c.pause(300 * time.Millisecond)
@@ -85,6 +80,9 @@ func TestReplayedTrafficIsAppliedOnce(t *testing.T) {
 		for _, n := range c.nodes {
 			if n.Err() != nil {
 				t.Errorf("member %d stopped: %v", n.cfg.ID, n.Err())
+			}
+			if refused := n.Status().RefusedMessages; refused != 0 {
+				t.Errorf("member %d refused %d: the test tests nothing", n.cfg.ID, refused)
 			}
 		}
 		y.check()
@@ -122,26 +120,24 @@ func TestReplayedOldTermsChangeNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		frame := &kvpb.MessagesRequest{}
+		replay := new(frame.Frame)
 		last := entries[len(entries)-1]
 		for _, m := range []*pb.Message{
 			{Type: pb.MsgApp.Enum(), Term: proto.Uint64(last.GetTerm()), LogTerm: proto.Uint64(entries[0].GetTerm()), Index: proto.Uint64(entries[0].GetIndex()), Entries: entries[1:], Commit: proto.Uint64(last.GetIndex())},
 			{Type: pb.MsgHeartbeat.Enum(), Term: proto.Uint64(last.GetTerm()), Commit: proto.Uint64(last.GetIndex())},
-			{Type: pb.MsgVote.Enum(), Term: proto.Uint64(last.GetTerm()), LogTerm: proto.Uint64(last.GetTerm()), Index: proto.Uint64(last.GetIndex())},
+			{Type: pb.MsgVote.Enum(), Term: proto.Uint64(last.GetTerm()), LogTerm: proto.Uint64(last.GetTerm() - 1), Index: proto.Uint64(entries[0].GetIndex() - 1)},
 		} {
 			m.From, m.To = &from, &to
-			data, err := proto.Marshal(m)
-			if err != nil {
-				t.Fatal(err)
-			}
-			frame.Messages = append(frame.Messages, data)
+			replay.Messages = append(replay.Messages, m)
 		}
-		if err := s.Send(frame); err != nil {
+		if err := s.SendMsg(replay); err != nil {
 			t.Fatal(err)
 		}
 		c.pause(3 * time.Second)
 		if after := n.Status(); after.Term != before.Term || after.StateHash != before.StateHash || after.Leader != before.Leader {
 			t.Errorf("before %+v, after %+v", before, after)
+		} else if after.RefusedMessages != 0 {
+			t.Errorf("%d messages were refused: the test tests nothing", after.RefusedMessages)
 		}
 		c.wantSameState()
 	})

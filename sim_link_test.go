@@ -8,8 +8,8 @@ import (
 	"time"
 
 	pb "go.etcd.io/raft/v3/raftpb"
-	"google.golang.org/protobuf/proto"
 
+	"example.com/raftkv/internal/frame"
 	"example.com/raftkv/internal/outbox"
 	"example.com/raftkv/internal/roster"
 	"example.com/raftkv/internal/wire"
@@ -50,8 +50,8 @@ type simLink struct {
 	delay   time.Duration
 	since   time.Duration // when the pause began
 	pausing bool
-	stream  *stream  // nil unless the other side has accepted it
-	old     []*frame // the last of this and earlier streams, for them to come again
+	stream  *stream     // nil unless the other side has accepted it
+	old     []*simFrame // the last of this and earlier streams, for them to come again
 	oldTo   *process
 
 	control, appends []*pb.Message
@@ -341,39 +341,43 @@ func (l *simLink) nudge() {
 	})
 }
 
-// flush sends what is queued as one frame.
+// flush sends what is queued, as frames of so many messages as one may hold.
 func (l *simLink) flush() {
 	l.flushing = false
 	s := l.stream
 	if s == nil || l.ended {
 		return
 	}
-	f := &frame{sent: l.net.p.w.now, refusals: l.refusals}
-	for _, list := range [][]*pb.Message{l.control, l.appends} {
-		for _, m := range list {
-			data, err := proto.Marshal(m)
-			if err != nil {
-				l.net.p.w.fail("marshal: %v", err)
-			}
-			f.messages = append(f.messages, data)
-		}
-	}
-	for _, data := range l.proposals {
-		f.proposals = append(f.proposals, slices.Clone(data))
-	}
-	empty := len(f.messages)+len(f.proposals)+len(f.refusals) == 0
-	if empty && l.standing == nil {
-		return
-	}
-	f.standing = l.standing
+	f := &frame.Frame{Proposals: l.proposals, Refusals: l.refusals, Standing: l.standing}
+	messages := slices.Concat(l.control, l.appends)
 	l.control, l.appends, l.proposals, l.refusals, l.standing, l.overflow = l.control[:0], l.appends[:0], nil, nil, nil, false
 	clear(l.control[:cap(l.control)])
 	clear(l.appends[:cap(l.appends)])
-	l.net.p.w.transmit(s, f)
+	for len(messages) > frame.MessagesMax {
+		l.send(s, &frame.Frame{Messages: messages[:frame.MessagesMax]})
+		messages = messages[frame.MessagesMax:]
+	}
+	f.Messages = messages
+	if !f.IsPing() || f.Standing != nil {
+		l.send(s, f)
+	}
+}
+
+// send encodes a frame as gRPC would have it done, so that nothing that arrives
+// is shared with the log that it comes from.
+func (l *simLink) send(s *stream, f *frame.Frame) {
+	buffers, err := f.Encode()
+	if err != nil {
+		l.net.p.w.fail("encode: %v", err)
+		return
+	}
+	data := buffers.Materialize()
+	buffers.Free()
+	l.net.p.w.transmit(s, &simFrame{sent: l.net.p.w.now, data: data})
 }
 
 // remember keeps a frame, so that it can come again.
-func (l *simLink) remember(s *stream, f *frame) {
+func (l *simLink) remember(s *stream, f *simFrame) {
 	if l.oldTo != s.to {
 		l.old, l.oldTo = nil, s.to
 	}

@@ -5,11 +5,9 @@ import (
 	"slices"
 	"time"
 
-	pb "go.etcd.io/raft/v3/raftpb"
-
 	"example.com/raftkv/internal/firewall"
+	"example.com/raftkv/internal/frame"
 	"example.com/raftkv/internal/outbox"
-	kvpb "example.com/raftkv/proto/raftkv/v1"
 )
 
 // What lies between the links of the simulator: paths that can be cut and slow,
@@ -29,16 +27,13 @@ type path struct {
 
 type heldFrame struct {
 	s *stream
-	f *frame
+	f *simFrame
 }
 
-// A frame is what a link sends at once, as bytes.
-type frame struct {
-	sent      time.Duration
-	messages  [][]byte
-	proposals [][]byte
-	refusals  []uint64
-	standing  *kvpb.Standing
+// A simFrame is what a link sends at once, as bytes.
+type simFrame struct {
+	sent time.Duration
+	data []byte
 }
 
 // A stream is one stream of messages between two processes.
@@ -54,7 +49,7 @@ type stream struct {
 }
 
 // transmit puts a frame on its way.
-func (w *world) transmit(s *stream, f *frame) {
+func (w *world) transmit(s *stream, f *simFrame) {
 	p := w.paths[s.link.net.p.place.at][s.to.place.at]
 	w.count.frames++
 	if !w.plan.datagrams {
@@ -111,7 +106,7 @@ func (p *path) takes(w *world) time.Duration {
 }
 
 // deliver brings a frame to its process.
-func (w *world) deliver(s *stream, f *frame) {
+func (w *world) deliver(s *stream, f *simFrame) {
 	if !s.to.alive {
 		return
 	}
@@ -119,7 +114,7 @@ func (w *world) deliver(s *stream, f *frame) {
 }
 
 // take is grpcTransport.take.
-func (s *stream) take(f *frame) {
+func (s *stream) take(f *simFrame) {
 	p, w := s.to, s.to.w
 	if s.cut != nil {
 		s.breakOff(p.told(s.cut), true)
@@ -134,41 +129,41 @@ func (s *stream) take(f *frame) {
 	if l := p.net.links[s.from]; l != nil {
 		l.nudge()
 	}
-	w.note(p.place.id, "frame", s.from, uint64(len(f.messages)), uint64(len(f.proposals)))
-	messages := make([]*pb.Message, len(f.messages))
-	for i, data := range f.messages {
-		m, err := firewall.Decode(data, s.from, s.self)
-		if err != nil {
+	got, err := frame.Decode(f.data)
+	if err != nil {
+		w.fail("member %d refuses a frame of raft ID %x: %v", p.place.id, s.from, err)
+		return
+	}
+	w.note(p.place.id, "frame", s.from, uint64(len(got.Messages)), uint64(len(got.Proposals)))
+	w.mixIn(f.data)
+	for _, m := range got.Messages {
+		if err := firewall.Admit(m, s.from, s.self); err != nil {
 			w.fail("member %d refuses a message of raft ID %x: %v", p.place.id, s.from, err)
 		}
-		w.mixIn(data)
-		messages[i] = m
 	}
-	w.count.messages += uint64(len(messages))
-	proposals := make([]outbox.Batch, len(f.proposals))
-	for i, data := range f.proposals {
+	w.count.messages += uint64(len(got.Messages))
+	proposals := make([]outbox.Batch, len(got.Proposals))
+	for i, data := range got.Proposals {
 		batch, err := checkBatch(data, s.from)
 		if err != nil {
 			w.fail("member %d refuses a batch of raft ID %x: %v", p.place.id, s.from, err)
 		}
-		w.mixIn(data)
 		proposals[i] = batch
 	}
-	s.post(messages, proposals, f.refusals, f.standing)
+	s.post(got, proposals)
 }
 
 // post hands the contents of a frame to the loop.
-func (s *stream) post(messages []*pb.Message, proposals []outbox.Batch, refusals []uint64, standing *kvpb.Standing) {
+func (s *stream) post(f frame.Frame, proposals []outbox.Batch) {
 	p := s.to
-	ping := len(messages)+len(proposals)+len(refusals) == 0
 	p.n.post(func(l *loop) {
 		defer l.whenThereIsRoom(func() {})
-		if err := l.receiveAs(s.self, s.from, messages, standing); err != nil {
+		if err := l.receiveAs(s.self, s.from, f.Messages, f.Standing); err != nil {
 			if !errors.Is(err, ErrRemoved) && s.self == l.raftID { // not of a raft that a recovery has ended
 				p.w.fail("member %d cuts off raft ID %x: %v", p.place.id, s.from, err)
 			}
 			s.cut = err
-			if ping {
+			if f.IsPing() {
 				s.breakOff(p.told(err), true)
 			}
 			return
@@ -176,7 +171,7 @@ func (s *stream) post(messages []*pb.Message, proposals []outbox.Batch, refusals
 		for _, batch := range proposals {
 			l.proposal(s.from, batch)
 		}
-		for _, first := range refusals {
+		for _, first := range f.Refusals {
 			l.refusedBatch(first)
 		}
 	})

@@ -59,7 +59,7 @@ func envelopeAttacks() []attack {
 			raw: protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), 999)},
 		{name: "negative type", make: simple(pb.MsgHeartbeat, 0, nil), verdict: "rr",
 			raw: protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), math.MaxUint64)},
-		{name: "cut off", make: simple(pb.MsgHeartbeat, 0, nil), verdict: "rr", raw: []byte{fieldEntries<<3 | 2, 9}},
+		{name: "cut off", make: simple(pb.MsgHeartbeat, 0, nil), verdict: "rr", raw: []byte{7<<3 | 2, 9}},
 		{name: "group", make: simple(pb.MsgHeartbeat, 0, nil), verdict: "rr", raw: []byte{99<<3&0x7f | 3}},
 		{name: "responses", verdict: "rr", make: simple(pb.MsgApp, 0, func(m *pb.Message) {
 			m.Responses = []*pb.Message{msg(pb.MsgHup, 0, nil)}

@@ -3,10 +3,10 @@
 // tried against v3.7.0, 25 killed the process and a dozen more changed terms,
 // votes or the log without a word. What passes here does neither.
 //
-// A message is checked twice. Decode needs no state, so receivers call it on
-// their own goroutines; Check needs raft's state, so the loop calls it right
-// before Step. Snapshots have a pair of their own, because they arrive by
-// another way and never on the message stream.
+// A message is checked twice, once internal/frame has decoded it. Admit needs no
+// state, so receivers call it on their own goroutines; Check needs raft's state,
+// so the loop calls it right before Step. Snapshots have a pair of their own,
+// because they arrive by another way and never on the message stream.
 //
 // The firewall cannot unmask a member that lies within the rules, say with an
 // acknowledgement of entries that it has not got: raft does not tolerate
@@ -26,11 +26,6 @@ const (
 	// knows, a batch of one command with a value of 16 MiB, and so much less than
 	// a frame of 32 MiB that the entry always travels.
 	EntryBytesMax = 20 << 20
-	// EntriesMax bounds the entries of one message. Raft fills a message up to
-	// MaxSizePerMsg (1 MiB) and an entry has four bytes at least, a term and an
-	// index, so no legal message has more. Without the bound a frame of two-byte
-	// entries would decode to a hundred times its size.
-	EntriesMax = 1 << 18
 	// ReadContextBytesMax bounds the context by which a reader knows its request.
 	ReadContextBytesMax = 64
 	// SnapshotBytesMax bounds a message with a snapshot: it carries a
@@ -92,7 +87,7 @@ type View struct {
 
 func (v *View) leads() bool { return v.Lead == v.Self }
 
-// Check decides whether a message that Decode returned may be stepped now. The
+// Check decides whether a message that was admitted may be stepped now. The
 // error is a *Violation, or satisfies errors.Is for ErrDrop.
 //
 // Messages of earlier terms always pass: the network may have kept them, and

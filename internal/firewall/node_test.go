@@ -8,8 +8,11 @@ import (
 
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"example.com/raftkv/internal/checksum"
+	"example.com/raftkv/internal/frame"
 	"example.com/raftkv/internal/roster"
 )
 
@@ -165,15 +168,28 @@ func (n *node) view() *View {
 
 // receive takes a message as the library would.
 func (n *node) receive(data []byte, from uint64, snapshot bool) (*pb.Message, error) {
-	decode, check := Decode, Check
+	open, check := decode, Check
 	if snapshot {
-		decode, check = DecodeSnapshot, CheckSnapshot
+		open, check = DecodeSnapshot, CheckSnapshot
 	}
-	m, err := decode(data, from, n.id)
+	m, err := open(data, from, n.id)
 	if err != nil {
 		return nil, err
 	}
 	return m, check(m, n.view())
+}
+
+// decode has a message that came in a frame decoded and admitted. What is
+// malformed is a violation here, so that verdict need not know of frames.
+func decode(data []byte, from, self uint64) (*pb.Message, error) {
+	f := protowire.AppendBytes(protowire.AppendTag(nil, 2, protowire.BytesType), data)
+	crc := checksum.Of(f)
+	f = protowire.AppendFixed32(protowire.AppendTag(f, 5, protowire.Fixed32Type), crc)
+	got, err := frame.Decode(f)
+	if err != nil {
+		return nil, violation("%v", err)
+	}
+	return got.Messages[0], Admit(got.Messages[0], from, self)
 }
 
 func (n *node) isLeader() bool { return n.rn.BasicStatus().RaftState == raft.StateLeader }

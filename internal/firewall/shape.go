@@ -5,17 +5,9 @@ import (
 
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"example.com/raftkv/internal/roster"
-)
-
-// Field numbers of raftpb.Message.
-const (
-	fieldEntries   = 7
-	fieldSnapshot  = 9
-	fieldResponses = 14
 )
 
 // campaignTransfer is the context of votes in a leadership transfer; raft does
@@ -26,50 +18,17 @@ const campaignTransfer = "CampaignTransfer"
 // the reads that it has to confirm, and panics on anything shorter.
 const readCountBytes = 8
 
-// Decode unmarshals a message and checks all that needs no state: that it came
-// from whom the stream belongs to, is for us, has a type that peers send, and
-// the shape that raft gives to this type.
-func Decode(data []byte, from, self uint64) (*pb.Message, error) {
-	if err := scan(data); err != nil {
-		return nil, err
-	}
-	m := new(pb.Message)
-	if err := proto.Unmarshal(data, m); err != nil {
-		return nil, violation("malformed: %v", err)
-	}
+// Admit checks all of a message that needs no state: that it came from whom the
+// stream belongs to, is for us, has a type that peers send, and the shape that
+// raft gives to this type.
+func Admit(m *pb.Message, from, self uint64) error {
 	if err := checkEnvelope(m, from, self); err != nil {
-		return nil, err
+		return err
 	}
-	if err := checkShape(m); err != nil {
-		return nil, err
+	if m.Snapshot != nil || len(m.Responses) > 0 {
+		return violation("%v with a snapshot or responses", m.GetType())
 	}
-	return m, nil
-}
-
-// scan looks at the fields of a message before memory is spent on them.
-func scan(data []byte) error {
-	entries := 0
-	for len(data) > 0 {
-		num, kind, n := protowire.ConsumeTag(data)
-		if n < 0 || kind == protowire.StartGroupType || kind == protowire.EndGroupType {
-			return violation("malformed tag")
-		}
-		size := protowire.ConsumeFieldValue(num, kind, data[n:])
-		if size < 0 {
-			return violation("malformed field %d", num)
-		}
-		switch num {
-		case fieldEntries:
-			entries++
-		case fieldSnapshot, fieldResponses:
-			return violation("field %d does not belong into a message of a stream", num)
-		}
-		data = data[n+size:]
-	}
-	if entries > EntriesMax {
-		return violation("%d entries", entries)
-	}
-	return nil
+	return checkShape(m)
 }
 
 // checkEnvelope checks what all types have in common. Raft takes a message from

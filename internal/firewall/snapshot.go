@@ -11,8 +11,8 @@ import (
 	"example.com/raftkv/internal/roster"
 )
 
-// DecodeSnapshot is Decode for the message that announces a snapshot. The
-// state itself does not travel in it.
+// DecodeSnapshot unmarshals the message that announces a snapshot and does for it
+// what Admit does for others. The state itself does not travel in it.
 func DecodeSnapshot(data []byte, from, self uint64) (*pb.Message, error) {
 	if len(data) > SnapshotBytesMax {
 		return nil, violation("snapshot message of %d bytes", len(data))

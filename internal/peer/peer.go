@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 
 	"example.com/raftkv/internal/checksum"
+	"example.com/raftkv/internal/frame"
 	"example.com/raftkv/internal/roster"
 	"example.com/raftkv/internal/wire"
 	kvpb "example.com/raftkv/proto/raftkv/v1"
@@ -170,7 +171,7 @@ func (l *Link) Nudge() {
 func (l *Link) stream(parent context.Context) (worked bool, err error) {
 	ctx, cancel := context.WithCancel(parent)
 	defer cancel()
-	s, err := l.Client().Messages(ctx)
+	s, err := l.Client().Messages(ctx, frame.Option())
 	if err != nil {
 		return false, err
 	}
@@ -218,16 +219,12 @@ func (l *Link) greet(s grpc.BidiStreamingClient[kvpb.MessagesRequest, kvpb.Messa
 }
 
 // send sends what is queued until the stream breaks.
-func (l *Link) send(ctx context.Context, s grpc.BidiStreamingClient[kvpb.MessagesRequest, kvpb.MessagesResponse]) {
+func (l *Link) send(ctx context.Context, s grpc.ClientStream) {
 	ticker := time.NewTicker(pingInterval)
 	defer ticker.Stop()
+	var f frame.Frame
 	for {
-		frame, err := l.queue.take()
-		if err != nil {
-			l.events.TurnedAway(l.member.RaftID, err)
-			return
-		}
-		if frame == nil {
+		if !l.queue.take(&f) {
 			select {
 			case <-l.queue.wakec:
 				continue
@@ -238,8 +235,7 @@ func (l *Link) send(ctx context.Context, s grpc.BidiStreamingClient[kvpb.Message
 				return
 			}
 		}
-		checksum.Seal(frame)
-		if s.Send(frame) != nil {
+		if s.SendMsg(&f) != nil {
 			return // Recv tells why
 		}
 	}

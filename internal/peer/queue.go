@@ -1,12 +1,12 @@
 package peer
 
 import (
-	"fmt"
+	"slices"
 	"sync"
 
 	pb "go.etcd.io/raft/v3/raftpb"
-	"google.golang.org/protobuf/proto"
 
+	"example.com/raftkv/internal/frame"
 	kvpb "example.com/raftkv/proto/raftkv/v1"
 )
 
@@ -15,11 +15,10 @@ const (
 	// message alone is larger: control messages never wait for more than this.
 	FrameBytesMax = 1 << 20
 
-	controlMax     = 4096     // messages without entries
-	appendsMax     = 4096     // messages with entries, batches
-	queueBytesMax  = 64 << 20 // of entries and batches; raft has at most so much on its way
-	frameMessages  = 1024     // messages in a frame
-	messageBytesIn = 64       // assumed for a message without its entries
+	controlMax     = frame.RefusalsMax // messages without entries, refusals, which all go at once
+	appendsMax     = frame.BatchesMax  // messages with entries, batches
+	queueBytesMax  = 64 << 20          // of entries and batches; raft has at most so much on its way
+	messageBytesIn = 64                // assumed for a message without its entries
 )
 
 // A queue is what waits to be sent to one member. Control messages go ahead of
@@ -109,65 +108,44 @@ func (q *queue) wake() {
 	}
 }
 
-// take returns the next frame, or nil if nothing waits.
-func (q *queue) take() (*kvpb.MessagesRequest, error) {
-	messages, proposals, refusals, ping := q.cut()
-	standing := q.takeStanding()
-	if len(messages)+len(proposals)+len(refusals) == 0 && !ping && standing == nil {
-		return nil, nil
-	}
-	frame := &kvpb.MessagesRequest{Proposals: proposals, Standing: standing}
-	for _, m := range messages {
-		// Entries are shared with the log; marshalling only reads them.
-		data, err := proto.Marshal(m)
-		if err != nil {
-			return nil, fmt.Errorf("raftkv: marshal message: %w", err)
-		}
-		frame.Messages = append(frame.Messages, data)
-	}
-	for _, first := range refusals {
-		frame.Refusals = append(frame.Refusals, &kvpb.Refusal{FirstSequence: first})
-	}
-	return frame, nil
-}
-
-func (q *queue) takeStanding() *kvpb.Standing {
+// take moves what waits into the next frame, in place of what is in it. It
+// returns false if nothing waits.
+func (q *queue) take(f *frame.Frame) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	s := q.standing
-	q.standing = nil
-	return s
-}
-
-// cut removes what goes into the next frame.
-func (q *queue) cut() (messages []*pb.Message, proposals [][]byte, refusals []uint64, ping bool) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	ping, q.ping = q.ping, false
-	n := min(len(q.control), frameMessages)
-	messages, q.control = q.control[:n:n], q.control[n:]
-	refusals, q.refusals = q.refusals, nil
-	bytes := 0
-	for len(q.appends) > 0 && len(messages) < frameMessages {
-		size := messageBytes(q.appends[0])
-		if bytes > 0 && bytes+size > FrameBytesMax {
-			break
-		}
-		messages = append(messages, q.appends[0])
-		q.appends[0] = nil
-		q.appends = q.appends[1:]
-		bytes += size
-	}
-	for len(q.proposals) > 0 && (bytes == 0 || bytes+len(q.proposals[0]) <= FrameBytesMax) {
-		bytes += len(q.proposals[0])
-		proposals = append(proposals, q.proposals[0])
-		q.proposals = q.proposals[1:]
-	}
-	q.bytes -= bytes
+	clear(f.Messages) // so that an idle link keeps nothing alive
+	clear(f.Proposals)
+	ping, n := q.ping, min(len(q.control), frame.MessagesMax)
+	f.Messages = append(f.Messages[:0], q.control[:n]...)
+	q.control = slices.Delete(q.control, 0, n)
+	f.Refusals, q.refusals = append(f.Refusals[:0], q.refusals...), q.refusals[:0]
+	f.Standing, q.standing, q.ping = q.standing, nil, false
+	q.takeBytes(f)
 	if len(q.control)+len(q.appends)+len(q.proposals) == 0 {
 		q.overflow = false
 	}
-	return messages, proposals, refusals, ping
+	return ping || f.Standing != nil || !f.IsPing()
+}
+
+// takeBytes moves appends and batches into a frame while there is room. The
+// caller holds the lock.
+func (q *queue) takeBytes(f *frame.Frame) {
+	bytes, n := 0, 0
+	for ; n < len(q.appends) && len(f.Messages) < frame.MessagesMax; n++ {
+		size := messageBytes(q.appends[n])
+		if bytes > 0 && bytes+size > FrameBytesMax {
+			break
+		}
+		f.Messages = append(f.Messages, q.appends[n])
+		bytes += size
+	}
+	q.appends = slices.Delete(q.appends, 0, n)
+	for n = 0; n < len(q.proposals) && (bytes == 0 || bytes+len(q.proposals[n]) <= FrameBytesMax); n++ {
+		bytes += len(q.proposals[n])
+	}
+	f.Proposals = append(f.Proposals[:0], q.proposals[:n]...)
+	q.proposals = slices.Delete(q.proposals, 0, n)
+	q.bytes -= bytes
 }
 
 // drop empties the queue and reports whether anything was in it.

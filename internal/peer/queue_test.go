@@ -9,7 +9,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
-	kvpb "example.com/raftkv/proto/raftkv/v1"
+	"example.com/raftkv/internal/frame"
 )
 
 func newQueue() *queue { return &queue{wakec: make(chan struct{}, 1)} }
@@ -24,24 +24,35 @@ func appendOf(n, size int) *pb.Message {
 	return &pb.Message{Type: pb.MsgApp.Enum(), Commit: proto.Uint64(uint64(n)), Entries: []*pb.Entry{{Data: make([]byte, size)}}}
 }
 
-func take(t *testing.T, q *queue) *kvpb.MessagesRequest {
+// take returns the next frame as its receiver has it, nil if there is none.
+func take(t *testing.T, q *queue) *frame.Frame {
 	t.Helper()
-	frame, err := q.take()
-	if err != nil {
-		t.Fatalf("take: %v", err)
+	f := new(frame.Frame)
+	if !q.take(f) {
+		return nil
 	}
-	return frame
+	got, _ := transfer(t, f)
+	return got
+}
+
+// transfer encodes and decodes a frame, and returns its size too.
+func transfer(t *testing.T, f *frame.Frame) (got *frame.Frame, size int) {
+	t.Helper()
+	buffers, err := f.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	decoded, err := frame.Decode(buffers.Materialize())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &decoded, buffers.Len()
 }
 
 // names writes a frame's messages as "h1 a2": kind and number.
-func names(t *testing.T, frame *kvpb.MessagesRequest) []string {
-	t.Helper()
+func names(f *frame.Frame) []string {
 	var out []string
-	for _, data := range frame.GetMessages() {
-		m := new(pb.Message)
-		if err := proto.Unmarshal(data, m); err != nil {
-			t.Fatalf("message in a frame: %v", err)
-		}
+	for _, m := range f.Messages {
 		kind := "h"
 		if m.GetType() == pb.MsgApp {
 			kind = "a"
@@ -66,8 +77,8 @@ func wantBytes(t *testing.T, q *queue) {
 }
 
 func TestEmptyQueueHasNoFrame(t *testing.T) {
-	if frame := take(t, newQueue()); frame != nil {
-		t.Errorf("take = %v, want nil", frame)
+	if f := take(t, newQueue()); f != nil {
+		t.Errorf("take = %v, want nil", f)
 	}
 }
 
@@ -79,20 +90,20 @@ func TestControlGoesAheadOfAppendsAndEachKeepsItsOrder(t *testing.T) {
 		q.addProposal([]byte{byte(i)})
 		q.addRefusal(uint64(i))
 	}
-	frame := take(t, q)
-	if got, want := fmt.Sprint(names(t, frame)), "[h0 h1 h2 a0 a1 a2]"; got != want {
+	f := take(t, q)
+	if got, want := fmt.Sprint(names(f)), "[h0 h1 h2 a0 a1 a2]"; got != want {
 		t.Errorf("messages %s, want %s", got, want)
 	}
-	if got, want := fmt.Sprint(frame.GetProposals()), "[[0] [1] [2]]"; got != want {
+	if got, want := fmt.Sprint(f.Proposals), "[[0] [1] [2]]"; got != want {
 		t.Errorf("proposals %s, want %s", got, want)
 	}
-	for i, r := range frame.GetRefusals() {
-		if r.GetFirstSequence() != uint64(i) {
-			t.Errorf("refusal %d is of %d", i, r.GetFirstSequence())
+	for i, first := range f.Refusals {
+		if first != uint64(i) {
+			t.Errorf("refusal %d is of %d", i, first)
 		}
 	}
-	if len(frame.GetRefusals()) != 3 || take(t, q) != nil {
-		t.Errorf("%d refusals, or a second frame, want 3 and none", len(frame.GetRefusals()))
+	if len(f.Refusals) != 3 || take(t, q) != nil {
+		t.Errorf("%d refusals, or a second frame, want 3 and none", len(f.Refusals))
 	}
 	wantBytes(t, q)
 }
@@ -102,11 +113,11 @@ func TestControlOvertakesAppendsThatWait(t *testing.T) {
 	for i := range 4 {
 		q.addMessage(appendOf(i, FrameBytesMax/2+1))
 	}
-	if got := fmt.Sprint(names(t, take(t, q))); got != "[a0]" {
+	if got := fmt.Sprint(names(take(t, q))); got != "[a0]" {
 		t.Errorf("first frame %s, want [a0]", got)
 	}
 	q.addMessage(heartbeat(9))
-	if got := fmt.Sprint(names(t, take(t, q))); got != "[h9 a1]" {
+	if got := fmt.Sprint(names(take(t, q))); got != "[h9 a1]" {
 		t.Errorf("second frame %s, want [h9 a1]", got)
 	}
 }
@@ -117,9 +128,8 @@ func TestMessageArrivesUnchanged(t *testing.T) {
 	m.Entries[0].Index, m.Entries[0].Term = proto.Uint64(7), proto.Uint64(2)
 	copy(m.Entries[0].Data, "hello")
 	q.addMessage(m)
-	got := new(pb.Message)
-	if err := proto.Unmarshal(take(t, q).GetMessages()[0], got); err != nil || !proto.Equal(got, m) {
-		t.Errorf("got %v, %v, want %v", got, err, m)
+	if got := take(t, q).Messages[0]; !proto.Equal(got, m) {
+		t.Errorf("got %v, want %v", got, m)
 	}
 }
 
@@ -135,17 +145,17 @@ func TestFramesKeepToTheirSize(t *testing.T) {
 		added++
 	}
 	appends, proposals, frames := 0, 0, 0
-	for frame := take(t, q); frame != nil; frame = take(t, q) {
-		if size := proto.Size(frame); size > FrameBytesMax+4*len(frame.GetProposals()) {
+	for f := take(t, q); f != nil; f = take(t, q) {
+		if _, size := transfer(t, f); size > FrameBytesMax+4*len(f.Proposals) {
 			t.Errorf("frame of %d bytes, want at most %d", size, FrameBytesMax)
 		}
-		for _, name := range names(t, frame) {
+		for _, name := range names(f) {
 			if want := fmt.Sprint("a", appends); name != want {
 				t.Fatalf("message %s, want %s", name, want)
 			}
 			appends++
 		}
-		proposals += len(frame.GetProposals())
+		proposals += len(f.Proposals)
 		frames++
 		wantBytes(t, q)
 	}
@@ -161,27 +171,27 @@ func TestLargeMessageHasAFrameOfItsOwn(t *testing.T) {
 	q.addMessage(appendOf(3, 10))
 	q.addProposal(make([]byte, 3*FrameBytesMax))
 	for _, want := range []string{"[a1]", "[a2]", "[a3]"} {
-		frame := take(t, q)
-		if got := fmt.Sprint(names(t, frame)); got != want || len(frame.GetProposals()) != 0 {
-			t.Errorf("frame %s with %d proposals, want %s alone", got, len(frame.GetProposals()), want)
+		f := take(t, q)
+		if got := fmt.Sprint(names(f)); got != want || len(f.Proposals) != 0 {
+			t.Errorf("frame %s with %d proposals, want %s alone", got, len(f.Proposals), want)
 		}
 	}
-	if frame := take(t, q); len(frame.GetProposals()) != 1 {
-		t.Errorf("last frame %v, want the proposal", frame)
+	if f := take(t, q); len(f.Proposals) != 1 {
+		t.Errorf("last frame %v, want the proposal", f)
 	}
 	wantBytes(t, q)
 }
 
 func TestFramesHoldABoundedNumberOfMessages(t *testing.T) {
 	q := newQueue()
-	for i := range frameMessages + 10 {
+	for i := range frame.MessagesMax + 10 {
 		q.addMessage(heartbeat(i))
 	}
 	q.addMessage(appendOf(0, 1))
-	if got := len(take(t, q).GetMessages()); got != frameMessages {
-		t.Errorf("the first frame has %d messages, want %d", got, frameMessages)
+	if got := len(take(t, q).Messages); got != frame.MessagesMax {
+		t.Errorf("the first frame has %d messages, want %d", got, frame.MessagesMax)
 	}
-	if got := len(take(t, q).GetMessages()); got != 11 {
+	if got := len(take(t, q).Messages); got != 11 {
 		t.Errorf("the second frame has %d messages, want 11", got)
 	}
 }
@@ -274,7 +284,7 @@ func TestOverflowGoesOnUntilTheQueueIsEmpty(t *testing.T) {
 		q.addMessage(heartbeat(i))
 	}
 	take(t, q)
-	for range frameMessages {
+	for range frame.MessagesMax {
 		q.addMessage(heartbeat(0))
 	}
 	if q.addMessage(heartbeat(0)) {
@@ -297,8 +307,8 @@ func TestDropEmptiesTheQueue(t *testing.T) {
 		if !q.drop() {
 			t.Errorf("%s: drop = false, want true", name)
 		}
-		if frame := take(t, q); frame != nil || q.bytes != 0 {
-			t.Errorf("%s: %v and %d bytes are left", name, frame, q.bytes)
+		if f := take(t, q); f != nil || q.bytes != 0 {
+			t.Errorf("%s: %v and %d bytes are left", name, f, q.bytes)
 		}
 	}
 }
@@ -324,7 +334,9 @@ func TestProposalIsNotCopied(t *testing.T) {
 	q := newQueue()
 	batch := []byte("batch")
 	q.addProposal(batch)
-	if got := take(t, q).GetProposals()[0]; !bytes.Equal(got, batch) || &got[0] != &batch[0] {
+	var f frame.Frame
+	q.take(&f)
+	if got := f.Proposals[0]; !bytes.Equal(got, batch) || &got[0] != &batch[0] {
 		t.Errorf("proposal %q, want the same bytes", got)
 	}
 }

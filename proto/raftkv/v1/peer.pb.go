@@ -332,7 +332,8 @@ func (x *HelloResponse) GetCrc() uint32 {
 	return 0
 }
 
-// MessagesRequest is a hello or a frame.
+// MessagesRequest is a hello or a frame. Frames are written and read by package
+// frame, and go with the content subtype raftkv.
 type MessagesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only in the first request.
@@ -343,7 +344,7 @@ type MessagesRequest struct {
 	Proposals [][]byte `protobuf:"bytes,3,rep,name=proposals,proto3" json:"proposals,omitempty"`
 	// Proposals of the receiver that the sender did not take.
 	Refusals []*Refusal `protobuf:"bytes,4,rep,name=refusals,proto3" json:"refusals,omitempty"`
-	// Over all of these; see package checksum.
+	// Over all of these; see package checksum. In a frame it comes last.
 	Crc uint32 `protobuf:"fixed32,5,opt,name=crc,proto3" json:"crc,omitempty"`
 	// How the sender sees the cluster; absent unless it has no leader, or was asked.
 	Standing      *Standing `protobuf:"bytes,6,opt,name=standing,proto3" json:"standing,omitempty"`
