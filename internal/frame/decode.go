@@ -46,12 +46,12 @@ type counts struct{ messages, entries, proposals, refusals int }
 // count looks at a frame before memory is spent on it.
 func count(body []byte) (counts, error) {
 	var n counts
-	r := reader{rest: body}
+	r := reader{data: body}
 	for r.next() {
 		switch r.tag {
 		case tagMessages:
 			n.messages++
-			for m := (reader{rest: r.bytes}); m.next(); {
+			for m := (reader{data: r.bytes()}); m.next(); {
 				if m.tag == tagEntries {
 					n.entries++
 				}
@@ -113,19 +113,19 @@ func newDecoder(n counts) *decoder {
 
 func (d *decoder) decode(body []byte) error {
 	f := &d.frame
-	r := reader{rest: body}
+	r := reader{data: body}
 	for r.next() {
 		switch r.tag {
 		case tagMessages:
-			m, err := d.message(r.bytes)
+			m, err := d.message(r.bytes())
 			if err != nil {
 				return err
 			}
 			f.Messages = append(f.Messages, m)
 		case tagProposals:
-			f.Proposals = append(f.Proposals, r.bytes)
+			f.Proposals = append(f.Proposals, r.bytes())
 		case tagRefusals:
-			first, err := decodeRefusal(r.bytes)
+			first, err := decodeRefusal(r.bytes())
 			if err != nil {
 				return err
 			}
@@ -135,7 +135,7 @@ func (d *decoder) decode(body []byte) error {
 				f.Standing = new(kvpb.Standing)
 			}
 			// Rare, and small: there is no leader.
-			if err := (proto.UnmarshalOptions{Merge: true}).Unmarshal(r.bytes, f.Standing); err != nil {
+			if err := (proto.UnmarshalOptions{Merge: true}).Unmarshal(r.bytes(), f.Standing); err != nil {
 				return invalid("with a malformed standing: %v", err)
 			}
 		default:
@@ -149,7 +149,7 @@ func (d *decoder) message(data []byte) (*pb.Message, error) {
 	m := &d.messages[0]
 	d.messages = d.messages[1:]
 	n := 0 // entries
-	r := reader{rest: data}
+	r := reader{data: data}
 	for r.next() {
 		switch r.tag {
 		case tagType:
@@ -171,7 +171,7 @@ func (d *decoder) message(data []byte) (*pb.Message, error) {
 			m.index = r.value
 			m.Index = &m.index
 		case tagEntries:
-			e, err := d.entry(r.bytes)
+			e, err := d.entry(r.bytes())
 			if err != nil {
 				return nil, err
 			}
@@ -187,7 +187,7 @@ func (d *decoder) message(data []byte) (*pb.Message, error) {
 			m.rejectHint = r.value
 			m.RejectHint = &m.rejectHint
 		case tagContext:
-			m.Context = r.bytes
+			m.Context = r.bytes()
 		case tagVote:
 			m.vote = r.value
 			m.Vote = &m.vote
@@ -205,7 +205,7 @@ func (d *decoder) message(data []byte) (*pb.Message, error) {
 func (d *decoder) entry(data []byte) (*pb.Entry, error) {
 	e := &d.entries[0]
 	d.entries = d.entries[1:]
-	r := reader{rest: data}
+	r := reader{data: data}
 	for r.next() {
 		switch r.tag {
 		case tagEntryType:
@@ -218,7 +218,7 @@ func (d *decoder) entry(data []byte) (*pb.Entry, error) {
 			e.index = r.value
 			e.Index = &e.index
 		case tagEntryData:
-			e.Data = r.bytes
+			e.Data = r.bytes()
 		default:
 			return nil, r.unknown("an entry")
 		}
@@ -227,7 +227,7 @@ func (d *decoder) entry(data []byte) (*pb.Entry, error) {
 }
 
 func decodeRefusal(data []byte) (first uint64, err error) {
-	r := reader{rest: data}
+	r := reader{data: data}
 	for r.next() {
 		if r.tag != tagFirstSequence {
 			return 0, r.unknown("a refusal")
@@ -237,52 +237,59 @@ func decodeRefusal(data []byte) (first uint64, err error) {
 	return first, r.err("a refusal")
 }
 
-// A reader takes the fields of a protobuf message one by one.
+// A reader takes the fields of a protobuf message one by one. It keeps offsets,
+// because each store of a pointer is one that the garbage collector may want to
+// know of: half of the time, before.
 type reader struct {
-	rest      []byte
+	data      []byte
+	at        int // where the next field begins
 	malformed bool
 	tag       uint64 // of the present field
 	value     uint64 // if it is a number
-	bytes     []byte // if it is bytes; they cannot grow into what follows
+	from      int    // where its bytes begin, if it is bytes
 }
 
 // next goes to the next field, if there is one and it is well formed.
 func (r *reader) next() bool {
-	if len(r.rest) == 0 {
+	if r.at == len(r.data) {
 		return false
 	}
 	if r.tag = r.varint(); r.malformed {
 		return false
 	}
-	v := r.varint()
+	r.value = r.varint()
 	switch protowire.Type(r.tag & 7) {
 	case protowire.VarintType:
-		r.value = v
 	case protowire.BytesType:
-		if v > uint64(len(r.rest)) {
+		if r.from = r.at; r.value > uint64(len(r.data)-r.at) {
 			r.malformed = true
-			break
+			return false
 		}
-		r.bytes = r.rest[:v:v]
-		r.rest = r.rest[v:]
+		r.at += int(r.value)
 	default:
 		r.malformed = true // no field that we know has another type
 	}
 	return !r.malformed
 }
 
+// bytes returns the present field's. They cannot grow into what follows.
+func (r *reader) bytes() []byte { return r.data[r.from:r.at:r.at] }
+
 func (r *reader) varint() uint64 {
-	if len(r.rest) > 0 && r.rest[0] < 0x80 {
-		v := uint64(r.rest[0])
-		r.rest = r.rest[1:]
-		return v
+	if r.at < len(r.data) && r.data[r.at] < 0x80 {
+		r.at++
+		return uint64(r.data[r.at-1])
 	}
-	v, n := protowire.ConsumeVarint(r.rest)
+	return r.longVarint()
+}
+
+func (r *reader) longVarint() uint64 {
+	v, n := protowire.ConsumeVarint(r.data[r.at:])
 	if n < 0 {
 		r.malformed = true
 		return 0
 	}
-	r.rest = r.rest[n:]
+	r.at += n
 	return v
 }
 

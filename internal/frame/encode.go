@@ -12,14 +12,20 @@ import (
 	"example.com/raftkv/internal/checksum"
 )
 
-// aliasBytesMin is the size from which on a payload is a buffer of its own. A
-// buffer costs two allocations and gRPC some work with each; a copy of less is
-// cheaper.
-const aliasBytesMin = 512
+const (
+	// aliasBytesMin is the size from which on a payload is a buffer of its own. It
+	// takes three small allocations and gRPC some work with the buffers; to copy
+	// less is as fast (measured: even at 4 KiB for one payload, at 2 for several).
+	aliasBytesMin = 2 << 10
+
+	// pooledBytesMax is up to where gRPC's pool is worth while: it clears what it
+	// hands out, and its next size is 1 MiB.
+	pooledBytesMax = 32 << 10
+)
 
 // Encode returns the bytes of a frame for gRPC to send and to free. They alias
-// the payloads, which must not change, ever; the frame may be used again. An error says
-// that a message cannot go over a stream.
+// the payloads, which must not change, ever; the frame itself may be used again.
+// An error says that a message cannot go over a stream.
 func (f *Frame) Encode() (mem.BufferSlice, error) {
 	size, aliased, count := checksumSize, 0, 0
 	alias := func(data []byte) {
@@ -67,7 +73,7 @@ type encoder struct {
 // makeRoom allocates for so many own bytes and aliases.
 func (e *encoder) makeRoom(size, aliases int) {
 	e.parts = make(mem.BufferSlice, 0, 2*aliases+1)
-	if mem.IsBelowBufferPoolingThreshold(size) {
+	if mem.IsBelowBufferPoolingThreshold(size) || size > pooledBytesMax {
 		e.own = make([]byte, 0, size)
 		e.buffer = mem.SliceBuffer(e.own[:size])
 		return

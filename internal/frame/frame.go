@@ -29,6 +29,7 @@
 package frame
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -157,8 +158,17 @@ func (codec) Marshal(v any) (mem.BufferSlice, error) {
 // Unmarshal is part of gRPC's interface.
 func (codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if b, ok := v.(*Bytes); ok {
-		*b = data.Materialize()
+		*b = materialize(data)
 		return nil
 	}
 	return encoding.GetCodecV2(proto.Name).Unmarshal(data, v)
+}
+
+// materialize is Materialize on memory that nobody clears first.
+func materialize(data mem.BufferSlice) []byte {
+	parts := make([][]byte, 0, 16) // 16 KiB each, mostly
+	for _, b := range data {
+		parts = append(parts, b.ReadOnlyData())
+	}
+	return bytes.Join(parts, nil)
 }

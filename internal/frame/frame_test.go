@@ -59,13 +59,13 @@ func app(n, size int) *pb.Message {
 
 // frames returns some of every kind, by name.
 func frames() map[string]*Frame {
-	large := bytes.Repeat([]byte("large"), 200)
+	large := bytes.Repeat([]byte("large"), 500)
 	return map[string]*Frame{
 		"ping":      {},
 		"heartbeat": {Messages: []*pb.Message{heartbeat()}},
 		"control":   {Messages: []*pb.Message{heartbeat(), appResp(), {}}, Refusals: []uint64{7, 0, math.MaxUint64}},
-		"append":    {Messages: []*pb.Message{app(1, 2<<10)}},
-		"appends":   {Messages: []*pb.Message{heartbeat(), app(3, 100), app(2, 600), app(0, 0)}},
+		"append":    {Messages: []*pb.Message{app(1, 3<<10)}},
+		"appends":   {Messages: []*pb.Message{heartbeat(), app(3, 100), app(2, 2500), app(0, 0)}},
 		"edges": {Messages: []*pb.Message{
 			app(1, aliasBytesMin-1), app(2, aliasBytesMin), app(1, 0), {Context: large, Vote: new(uint64(0))},
 			{Type: new(pb.MessageType(-1)), Entries: []*pb.Entry{{}, {Type: pb.EntryConfChangeV2.Enum()}}},
@@ -73,7 +73,7 @@ func frames() map[string]*Frame {
 		"batches":  {Proposals: [][]byte{[]byte("batch"), {}, large, large}},
 		"standing": {Standing: &kvpb.Standing{RosterIndex: 9, HearsLeader: true}},
 		"all": {
-			Messages: []*pb.Message{app(2, 1000)}, Proposals: [][]byte{large}, Refusals: []uint64{1},
+			Messages: []*pb.Message{app(2, 2500)}, Proposals: [][]byte{large}, Refusals: []uint64{1},
 			Standing: &kvpb.Standing{Asks: true},
 		},
 	}
@@ -221,17 +221,22 @@ func TestEncodingChangesNothing(t *testing.T) {
 	}
 }
 
-// TestBuffersAreFreed whether the frame's own bytes are few or many.
+// TestBuffersAreFreed wherever the frame's own bytes are.
 func TestBuffersAreFreed(t *testing.T) {
-	for name, m := range map[string]*pb.Message{"inline": app(100, 100), "cut": app(100, aliasBytesMin), "small": heartbeat()} {
-		buffers, err := (&Frame{Messages: []*pb.Message{m}}).Encode()
+	for name, messages := range map[string][]*pb.Message{
+		"small": {heartbeat()}, "small, cut": {app(3, aliasBytesMin)},
+		"pooled": {app(100, 100)}, "pooled, cut": {app(3, aliasBytesMin), app(100, 100), app(3, aliasBytesMin)},
+		"large": {app(100, 1000)}, "large, cut": {app(100, 1000), app(1, aliasBytesMin)},
+	} {
+		f := &Frame{Messages: messages}
+		buffers, err := f.Encode()
 		if err != nil {
 			t.Fatal(err)
 		}
 		buffers.Ref() // as gRPC does
 		buffers.Free()
-		if got, err := Decode(buffers.Materialize()); err != nil || !proto.Equal(got.Messages[0], m) {
-			t.Errorf("%s: %v, or another message", name, err)
+		if got, err := Decode(buffers.Materialize()); err != nil || !equal(&got, f) {
+			t.Errorf("%s: %v, or another frame", name, err)
 		}
 		buffers.Free() // panics if there is no reference any more
 	}
@@ -414,14 +419,21 @@ func TestCodecReceivesBytesOfTheirOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := buffers.Materialize()
-	var got Bytes
-	received := mem.BufferSlice{mem.SliceBuffer(bytes.Clone(want))}
-	if err := (codec{}).Unmarshal(received, &got); err != nil {
-		t.Fatal(err)
-	}
-	clear(received[0].ReadOnlyData())
-	if !bytes.Equal(got, want) {
-		t.Error("the bytes are gRPC's")
+	for n := range 40 {
+		var received mem.BufferSlice
+		for part := range slices.Chunk(want, 1+len(want)/(n+1)) {
+			received = append(received, mem.SliceBuffer(bytes.Clone(part)))
+		}
+		var got Bytes
+		if err := (codec{}).Unmarshal(received, &got); err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range received {
+			clear(b.ReadOnlyData())
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("bytes that came in %d parts are gRPC's, or others", len(received))
+		}
 	}
 }
 
