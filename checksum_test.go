@@ -150,8 +150,8 @@ func TestSilentStreamIsCutOff(t *testing.T) {
 		if _, err := s.Recv(); status.Code(err) != codes.InvalidArgument {
 			t.Errorf("a silent stream ends with %v, want InvalidArgument", err)
 		}
-		if took := time.Since(began); took != peer.SilenceMax {
-			t.Errorf("it ends after %v, want %v", took, peer.SilenceMax)
+		if took := time.Since(began); took < peer.SilenceMax || took > peer.SilenceMax+silenceCheck {
+			t.Errorf("it ends after %v, want %v to %v", took, peer.SilenceMax, peer.SilenceMax+silenceCheck)
 		}
 		c.pause(10 * peer.SilenceMax)
 		for id, n := range c.nodes {

@@ -32,6 +32,7 @@ const (
 	frameBytesMax   = 32 << 20  // what a receiver takes; the largest legal Put is half of it
 	inboxBytesMax   = 128 << 20 // frames that wait for the loop; past it receivers stop reading
 	firstMessageMax = 5 * time.Second
+	silenceCheck    = peer.SilenceMax / 6
 	snapshotsOutMax = 2 // sent at once
 	snapshotsInMax  = 1 // received at once
 )
@@ -166,6 +167,8 @@ func (t *grpcTransport) refuse(to, first uint64) {
 	}
 }
 
+func (t *grpcTransport) room(bytes int64) { t.inbox.Release(bytes) }
+
 func (t *grpcTransport) stand(to uint64, s *kvpb.Standing) {
 	if l := t.to(to); l != nil {
 		l.Stand(s)
@@ -229,30 +232,28 @@ func (t *grpcTransport) Messages(s grpc.BidiStreamingServer[kvpb.MessagesRequest
 		t.refused(hello.GetHello(), err)
 		return t.node.status(err)
 	}
-	silence := time.NewTimer(peer.SilenceMax)
-	defer silence.Stop()
-	errc := make(chan error, 1)                                                 // the one send never blocks
-	go func() { errc <- t.frames(s, hello.GetHello(), self.RaftId, silence) }() // ends with the stream
+	errc := make(chan error, 1)                                                // the one send never blocks
+	var beats atomic.Uint64                                                    // odd while the next frame is waited for
+	go func() { errc <- t.frames(s, hello.GetHello(), self.RaftId, &beats) }() // ends with the stream
 	select {
 	case err := <-errc:
 		return err
-	case <-silence.C:
+	case <-silent(s.Context(), &beats):
 		err := fmt.Errorf("%w: nothing has come through for %v", ErrInvalid, peer.SilenceMax)
 		t.refused(hello.GetHello(), err)
 		return t.node.status(err)
 	}
 }
 
-// frames takes frames from a stream until it ends. The timer runs while it waits
-// for one.
-func (t *grpcTransport) frames(s grpc.ServerStream, hello *kvpb.Hello, self uint64, silence *time.Timer) (err error) {
+// frames takes frames from a stream until it ends.
+func (t *grpcTransport) frames(s grpc.ServerStream, hello *kvpb.Hello, self uint64, beats *atomic.Uint64) (err error) {
 	defer t.node.guardHandler(&err) // the handler's own guard is in another goroutine
 	var cut atomic.Pointer[error]   // why the loop wants the stream to end
 	for {
-		silence.Reset(peer.SilenceMax)
+		beats.Add(1)
 		var data frame.Bytes
 		err := s.RecvMsg(&data)
-		silence.Stop()
+		beats.Add(1)
 		if err != nil {
 			return err
 		}
@@ -261,6 +262,32 @@ func (t *grpcTransport) frames(s grpc.ServerStream, hello *kvpb.Hello, self uint
 			return t.node.status(err)
 		}
 	}
+}
+
+// silent returns a channel that is closed when the next frame of a stream has been
+// waited for in vain for peer.SilenceMax. To look every few seconds costs less than
+// a timer for every frame.
+func silent(ctx context.Context, beats *atomic.Uint64) <-chan struct{} {
+	c := make(chan struct{})
+	go func() { // ends with the stream
+		ticker := time.NewTicker(silenceCheck)
+		defer ticker.Stop()
+		last, since := beats.Load(), time.Now()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+			if beat := beats.Load(); beat != last || beat%2 == 0 {
+				last, since = beat, time.Now()
+			} else if time.Since(since) >= peer.SilenceMax {
+				close(c)
+				return
+			}
+		}
+	}()
+	return c
 }
 
 // ask has the loop decide something for another member. That this node stops is
@@ -342,7 +369,7 @@ func (t *grpcTransport) take(ctx context.Context, from, self uint64, data frame.
 	}
 	t.node.post(func(l *loop) {
 		defer t.inbox.Release(batches) // in the log, or refused
-		defer l.whenThereIsRoom(func() { t.inbox.Release(rest) })
+		defer l.owe(rest)
 		if err := l.receiveAs(self, from, f.Messages, f.Standing); err != nil {
 			cut.Store(&err)
 			return

@@ -99,20 +99,18 @@ func (l *loop) isKnown(m *pb.Message) bool {
 	return false
 }
 
-// whenThereIsRoom calls a function, now or when the applier has caught up, that
-// makes room for more to be received. So a member whose applier lags reads less
-// from its streams, and neither its queue nor its log grows without bound.
-func (l *loop) whenThereIsRoom(f func()) {
-	l.links.owed = append(l.links.owed, f)
+// owe gives the transport room for so many bytes to receive, now or when the
+// applier has caught up. So a member whose applier lags reads less from its
+// streams, and neither its queue nor its log grows without bound.
+func (l *loop) owe(bytes int64) {
+	l.links.owed += bytes
 	l.release()
 }
 
 func (l *loop) release() {
-	if l.tasks.isFull() {
+	if l.links.owed == 0 || l.tasks.isFull() {
 		return
 	}
-	for _, f := range l.links.owed {
-		f()
-	}
-	l.links.owed = nil
+	l.net.room(l.links.owed)
+	l.links.owed = 0
 }

@@ -55,8 +55,9 @@ type links struct {
 	eager        map[uint64]uint64        // by raft ID: the tick up to which nothing is held back
 	lost         map[uint64]bool          // raft IDs without a stream, once that has been logged
 	blamed       map[string]bool          // who was turned away, once that has been logged
+	view         firewall.View            // see firewallView
 	asked        firewall.Reads           // read confirmations that our heartbeats ask for
-	owed         []func()                 // room to be given back to receivers when the applier has caught up
+	owed         int64                    // bytes of room to be given back to receivers when the applier has caught up
 	bound        *roster.Roster           // of the founding under way here, nil if none
 	unbound      []*roster.Roster         // of foundings that were given up here, as far as is known
 	refused      uint64                   // messages that the firewall held back

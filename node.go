@@ -88,6 +88,8 @@ type transport interface {
 	refuse(to uint64, first uint64)
 	// stand tells a member how this one sees the cluster.
 	stand(to uint64, s *kvpb.Standing)
+	// room says that so many bytes of frames no longer wait for the loop.
+	room(bytes int64)
 	// sendSnapshot begins to send a state, and has snapshotSent called in the
 	// end. It returns false if as many as allowed are on their way.
 	sendSnapshot(m *pb.Message, h *snapshotHandle) bool
@@ -218,17 +220,20 @@ func (l *loop) step(m *pb.Message) error {
 	return nil
 }
 
+// firewallView returns what the firewall may know, until the next call.
 func (l *loop) firewallView() *firewall.View {
-	status := l.raw.BasicStatus()
-	return &firewall.View{
-		Self: l.raftID, Term: status.GetTerm(), Lead: status.Lead, Last: l.Last(), Commit: status.GetCommit(),
-		ReadsMax: l.links.asked.Max(status.GetTerm()),
-		TermAt: func(index uint64) (uint64, bool) {
-			term, err := l.log.Term(index)
-			return term, err == nil
-		},
-		IsVoter: l.roster.IsVoter,
+	status, v := l.raw.BasicStatus(), &l.links.view
+	v.Self, v.Term, v.Lead, v.Last, v.Commit = l.raftID, status.GetTerm(), status.Lead, l.Last(), status.GetCommit()
+	v.ReadsMax = l.links.asked.Max(v.Term)
+	if v.TermAt == nil {
+		v.TermAt, v.IsVoter = l.termAt, func(raftID uint64) bool { return l.roster.IsVoter(raftID) }
 	}
+	return v
+}
+
+func (l *loop) termAt(index uint64) (uint64, bool) {
+	term, err := l.log.Term(index)
+	return term, err == nil
 }
 
 // proposal takes a batch that another member wants in the log. Batches that are

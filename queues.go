@@ -14,6 +14,7 @@ type inbox struct {
 	wakec chan struct{} // capacity 1: a pending wake-up covers later ones
 	mu    sync.Mutex
 	items []func(*loop)
+	taken []func(*loop) // what the last take returned
 }
 
 func (b *inbox) wake() {
@@ -23,12 +24,13 @@ func (b *inbox) wake() {
 	}
 }
 
+// take returns all items, until the next take.
 func (b *inbox) take() []func(*loop) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	items := b.items
-	b.items = nil
-	return items
+	clear(b.taken)
+	b.items, b.taken = b.taken[:0], b.items
+	return b.taken
 }
 
 // post has the loop do something soon; if the node stops, perhaps never.
@@ -81,7 +83,8 @@ type taskQueue struct {
 	wakec chan struct{} // capacity 1: a pending wake-up covers later ones
 	mu    sync.Mutex
 	tasks []task
-	bytes int64 // of the tasks, and of those being done
+	taken []task // what the last take returned
+	bytes int64  // of the tasks, and of those being done
 }
 
 func (q *taskQueue) push(tasks []task) {
@@ -97,14 +100,16 @@ func (q *taskQueue) push(tasks []task) {
 	}
 }
 
+// take returns all tasks, until the next take, and how many bytes they have.
 func (q *taskQueue) take() (tasks []task, bytes int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	tasks, q.tasks = q.tasks, nil
-	for _, t := range tasks {
+	clear(q.taken)
+	q.tasks, q.taken = q.taken[:0], q.tasks
+	for _, t := range q.taken {
 		bytes += int64(len(t.data))
 	}
-	return tasks, bytes
+	return q.taken, bytes
 }
 
 // finish takes off what was taken. It reports whether the queue was full before

@@ -137,6 +137,8 @@ func (t *simTransport) refuse(to, first uint64) {
 	}
 }
 
+func (t *simTransport) room(int64) {}
+
 func (t *simTransport) stand(to uint64, s *kvpb.Standing) {
 	if l := t.links[to]; l != nil {
 		l.standing = s

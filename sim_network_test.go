@@ -157,7 +157,7 @@ func (s *stream) take(f *simFrame) {
 func (s *stream) post(f frame.Frame, proposals []outbox.Batch) {
 	p := s.to
 	p.n.post(func(l *loop) {
-		defer l.whenThereIsRoom(func() {})
+		defer l.owe(1)
 		if err := l.receiveAs(s.self, s.from, f.Messages, f.Standing); err != nil {
 			if !errors.Is(err, ErrRemoved) && s.self == l.raftID { // not of a raft that a recovery has ended
 				p.w.fail("member %d cuts off raft ID %x: %v", p.place.id, s.from, err)
