@@ -26,10 +26,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
-	"example.com/raftkv/internal/command"
-	"example.com/raftkv/internal/outbox"
-	"example.com/raftkv/internal/reads"
-	"example.com/raftkv/internal/roster"
 	"example.com/raftkv/internal/snapshot"
 	kvpb "example.com/raftkv/proto/raftkv/v1"
 )
@@ -422,51 +418,5 @@ func BenchmarkCatchUp(b *testing.B) {
 		if _, err := learner.Get(b.Context(), keyNames()[0], MinRevision(revision)); err != nil {
 			b.Fatal(err)
 		}
-	}
-}
-
-// BenchmarkApply is the state machine alone: one entry of the log per
-// iteration, of another member, as a follower sees it.
-func BenchmarkApply(b *testing.B) {
-	for _, count := range []int{1, 64, 1024} {
-		b.Run(fmt.Sprintf("commands=%d", count), func(b *testing.B) {
-			f := newFSM(outbox.New(outbox.Limits{}), reads.New(1))
-			founders := []roster.Member{{RaftID: roster.RaftID(1, 0)}, {RaftID: roster.RaftID(2, 0)}}
-			r := roster.Found(randomID(), founders)
-			f.become(r.Members[0].RaftID, 1, 1, r)
-			entry, first := newEntries(r.Members[1].RaftID, count), uint64(1)
-			b.ReportAllocs()
-			for index := uint64(2); b.Loop(); index++ {
-				if _, err := f.apply([]task{{index: index, term: 1, data: entry(first)}}); err != nil {
-					b.Fatal(err)
-				}
-				first += uint64(count)
-			}
-			b.StopTimer()
-			if f.revision != first-1 {
-				b.Fatalf("%d of %d commands took effect", f.revision, first-1)
-			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(first-1), "ns/cmd")
-		})
-	}
-}
-
-// newEntries returns a function that encodes batches of count commands from
-// first on, at the cost of a header: the commands are random, but the same in
-// one of 64 batches.
-func newEntries(origin uint64, count int) func(first uint64) []byte {
-	r := rand.New(rand.NewPCG(1, 2))
-	entries := make([][]byte, 64)
-	for i := range entries {
-		entries[i] = make([]byte, command.HeaderBytes)
-		for range count {
-			c := command.Command{Op: command.Put, Key: []byte(benchKey(r, benchKeys)), Value: make([]byte, benchValueBytes)}
-			entries[i] = c.Append(entries[i])
-		}
-	}
-	return func(first uint64) []byte {
-		entry := entries[first/uint64(count)%64]
-		command.Header{Origin: origin, First: first, AnsweredTo: first - 1}.Append(entry[:0])
-		return entry
 	}
 }
