@@ -18,6 +18,8 @@ const (
 	// OriginsMax bounds the origins: far more than a membership has, and yet a
 	// bound for what a snapshot can make us keep.
 	OriginsMax = 1024
+	// arrayMin is the least number of results that an array has room for.
+	arrayMin = 64
 	// revisionMax leaves a bit for Mismatch.
 	revisionMax = math.MaxUint64 >> 1
 )
@@ -60,9 +62,11 @@ func (s State) String() string {
 // would be simpler, but costs each origin half a megabyte as soon as one
 // number is far from the watermark.
 //
-// The results of a run are only ever appended or cut off in front, never
-// overwritten. Clone relies on that: a clone shares them and copies only the
-// runs' headers.
+// The results of a run are appended and cut off in front. Clone shares them and
+// copies only the runs' headers; from then on they are not overwritten. As long
+// as nobody shares them, results move to the front of their array again when it
+// is full, so that in the steady state, a window of batches that slides on,
+// nothing is allocated.
 //
 // Invariants, with offset = number - watermark:
 //
@@ -83,12 +87,15 @@ type origin struct {
 	id         uint64 // raft ID
 	answeredTo uint64 // the watermark
 	runs       []run
+	idle       []uint64 // the array of a run that has gone, for the next one
 	sum        uint64
+	seed       uint64 // of the hashes of results
 }
 
 type run struct {
 	first   uint64
 	results []uint64 // as DedupRun in command.proto has them
+	array   []uint64 // of which results are a part, from its beginning; empty if a clone may share it
 }
 
 // New returns a table that knows nobody.
@@ -106,12 +113,16 @@ func (t *Table) Retain(origins []uint64) {
 	for _, id := range ids {
 		o := t.find(id)
 		if o == nil {
-			o = &origin{id: id, sum: originHash(id, 0)}
+			o = newOrigin(id, 0)
 		}
 		next = append(next, *o)
 		hash += o.sum
 	}
 	t.origins, t.hash = next, hash
+}
+
+func newOrigin(id, answeredTo uint64) *origin {
+	return &origin{id: id, answeredTo: answeredTo, sum: originHash(id, answeredTo), seed: mix.Uint64(2, id)}
 }
 
 // Knows reports whether an origin is known.
@@ -131,19 +142,26 @@ func (t *Table) Advance(origin, answeredTo uint64) {
 	o.answeredTo = answeredTo
 	gone := 0
 	for gone < len(o.runs) && o.trim(&o.runs[gone]) {
+		if array := o.runs[gone].array; cap(array) > cap(o.idle) {
+			o.idle = array
+		}
 		gone++
 	}
-	o.runs = slices.Delete(o.runs, 0, gone)
+	if gone > 0 {
+		o.runs = slices.Delete(o.runs, 0, gone)
+	}
 	t.hash += o.sum - before
 }
 
 // trim cuts off the numbers of a run up to the watermark and reports whether
 // the run is empty now.
 func (o *origin) trim(r *run) bool {
-	for len(r.results) > 0 && r.first <= o.answeredTo {
-		o.sum -= resultHash(o.id, r.first, r.results[0])
-		r.first, r.results = r.first+1, r.results[1:]
+	if r.first > o.answeredTo {
+		return false
 	}
+	n := min(uint64(len(r.results)), o.answeredTo-r.first+1)
+	o.sum -= hashOf(o.seed, r.first, r.results[:n])
+	r.first, r.results = r.first+n, r.results[n:]
 	return len(r.results) == 0
 }
 
@@ -167,29 +185,77 @@ func (t *Table) Lookup(origin, seq uint64) (Result, State) {
 	return Result{}, Fresh
 }
 
-// Record stores the result of a number that is Fresh.
-func (t *Table) Record(origin, seq uint64, result Result) {
-	if _, state := t.Lookup(origin, seq); state != Fresh || result.Revision > revisionMax {
-		panic(fmt.Sprintf("raftkv: BUG: result %+v for number %d of origin %d, which is %v", result, seq, origin, state))
+// IsFresh reports whether n numbers from first on are all Fresh.
+func (t *Table) IsFresh(origin, first uint64, n int) bool {
+	o := t.find(origin)
+	if o == nil || !o.isInWindow(first, uint64(n)) {
+		return false
 	}
-	v := result.Revision << 1
-	if result.Mismatch {
-		v |= 1
+	i := o.runBefore(first)
+	if i >= 0 && first-o.runs[i].first < uint64(len(o.runs[i].results)) {
+		return false
+	}
+	return i+1 == len(o.runs) || o.runs[i+1].first-first >= uint64(n)
+}
+
+// isInWindow reports whether n numbers from first on, one at least, are all in
+// the window.
+func (o *origin) isInWindow(first, n uint64) bool {
+	offset := first - o.answeredTo
+	return first > o.answeredTo && offset <= Window && n != 0 && n <= Window+1-offset &&
+		offset+n-1 <= math.MaxUint64-o.answeredTo
+}
+
+// Record stores the results of consecutive numbers that are Fresh.
+func (t *Table) Record(origin, first uint64, results ...Result) {
+	var highest uint64
+	for _, r := range results {
+		highest = max(highest, r.Revision)
+	}
+	if highest > revisionMax || !t.IsFresh(origin, first, len(results)) {
+		_, state := t.Lookup(origin, first)
+		panic(fmt.Sprintf("raftkv: BUG: %d results, the highest revision %d, for number %d of origin %d, which is %v",
+			len(results), highest, first, origin, state))
 	}
 	o := t.find(origin)
-	o.record(seq, v)
-	h := resultHash(origin, seq, v)
+	room := o.extend(first, len(results))
+	for i, r := range results {
+		room[i] = r.Revision << 1
+		if r.Mismatch {
+			room[i] |= 1
+		}
+	}
+	h := hashOf(o.seed, first, room)
 	o.sum += h
 	t.hash += h
 }
 
-func (o *origin) record(seq, v uint64) {
-	i := o.runBefore(seq)
-	if i >= 0 && seq-o.runs[i].first == uint64(len(o.runs[i].results)) {
-		o.runs[i].results = append(o.runs[i].results, v)
-		return
+// extend adds n numbers and returns the place for their results.
+func (o *origin) extend(first uint64, n int) []uint64 {
+	i := o.runBefore(first)
+	if i < 0 || first-o.runs[i].first != uint64(len(o.runs[i].results)) {
+		i++
+		o.runs = slices.Insert(o.runs, i, run{first: first, results: o.idle[:0], array: o.idle})
+		o.idle = nil
 	}
-	o.runs = slices.Insert(o.runs, i+1, run{first: seq, results: []uint64{v}})
+	r := &o.runs[i]
+	at := len(r.results)
+	r.grow(at + n)
+	r.results = r.results[:at+n]
+	return r.results[at:]
+}
+
+// grow makes room for n results.
+func (r *run) grow(n int) {
+	isWaste := cap(r.array) > 16*max(arrayMin, n)
+	switch {
+	case n <= cap(r.results) && !isWaste:
+	case n <= cap(r.array)/2 && !isWaste: // half of it is free, so a result moves once at most
+		r.results = append(r.array[:0], r.results...)
+	default:
+		r.array = append(make([]uint64, 0, max(arrayMin, 2*n)), r.results...)
+		r.results = r.array
+	}
 }
 
 // runBefore returns the last run that begins at or before a number, or -1.
@@ -234,7 +300,8 @@ func (o *origin) len() int {
 // same wherever they are the same.
 func (t *Table) Hash() uint64 { return t.hash }
 
-// Clone returns a copy that never changes when the table does.
+// Clone returns a copy that never changes when the table does. For who else uses
+// the table it is a change.
 func (t *Table) Clone() *Table {
 	c := &Table{origins: slices.Clone(t.origins), hash: t.hash}
 	for i := range c.origins {
@@ -242,8 +309,10 @@ func (t *Table) Clone() *Table {
 		o.runs = slices.Clone(o.runs)
 		for j := range o.runs {
 			// Without capacity, the copy cannot append where the table does.
-			o.runs[j].results = slices.Clip(o.runs[j].results)
+			o.runs[j].results, o.runs[j].array = slices.Clip(o.runs[j].results), nil
+			t.origins[i].runs[j].array = nil
 		}
+		o.idle = nil
 	}
 	return c
 }
@@ -282,9 +351,7 @@ func (o *origin) check() error {
 		if end-1 > math.MaxUint64-o.answeredTo {
 			return fmt.Errorf("%d results from %d", len(r.results), r.first)
 		}
-		for i, v := range r.results {
-			sum += resultHash(o.id, r.first+uint64(i), v)
-		}
+		sum += hashOf(o.seed, r.first, r.results)
 	}
 	if sum != o.sum {
 		return fmt.Errorf("hash %#x, want %#x", o.sum, sum)
@@ -297,6 +364,11 @@ func originHash(id, answeredTo uint64) uint64 {
 	return mix.Uint64(mix.Uint64(1, id), answeredTo)
 }
 
-func resultHash(id, seq, v uint64) uint64 {
-	return mix.Uint64(mix.Uint64(mix.Uint64(2, id), seq), v)
+// hashOf is the sum of the hashes of consecutive numbers with their results. A
+// number and its result go into one step: the origin's seed spreads the numbers.
+func hashOf(seed, first uint64, results []uint64) (sum uint64) {
+	for i, v := range results {
+		sum += mix.Uint64(seed+first+uint64(i), v)
+	}
+	return sum
 }

@@ -1,10 +1,10 @@
 package dedup
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
-	"math"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -159,8 +159,8 @@ func (t *Table) loading(id, answeredTo uint64) (*origin, error) {
 	if id == 0 || len(t.origins) == OriginsMax {
 		return nil, fmt.Errorf("origin %d after %d others: %w", id, len(t.origins), errMalformed)
 	}
-	o := origin{id: id, answeredTo: answeredTo, sum: originHash(id, answeredTo)}
-	t.origins = append(t.origins, o)
+	o := newOrigin(id, answeredTo)
+	t.origins = append(t.origins, *o)
 	t.hash += o.sum
 	return &t.origins[len(t.origins)-1], nil
 }
@@ -178,21 +178,18 @@ func (o *origin) loadRun(body []byte) error {
 	if n := uint64(len(packed) / resultBytes); !o.admits(first, n) {
 		return fmt.Errorf("%d results from %d, watermark %d: %w", n, first, o.answeredTo, errMalformed)
 	}
-	for seq := first; len(packed) > 0; seq++ {
-		v, n := protowire.ConsumeFixed64(packed)
-		packed = packed[n:]
-		o.record(seq, v)
-		o.sum += resultHash(o.id, seq, v)
+	room := o.extend(first, len(packed)/resultBytes)
+	for i := range room {
+		room[i] = binary.LittleEndian.Uint64(packed[i*resultBytes:])
 	}
+	o.sum += hashOf(o.seed, first, room)
 	return nil
 }
 
 // admits reports whether n numbers from first are in the window and after all
 // that the origin has.
 func (o *origin) admits(first, n uint64) bool {
-	offset := first - o.answeredTo
-	if first <= o.answeredTo || offset > Window || n == 0 || n > Window+1-offset ||
-		offset+n-1 > math.MaxUint64-o.answeredTo {
+	if !o.isInWindow(first, n) {
 		return false
 	}
 	if len(o.runs) == 0 {
