@@ -249,7 +249,7 @@ func (n *Node) admits(c *command.Command) error {
 		return fmt.Errorf("%w: value of %d bytes; the limit is %d", ErrTooLarge, len(c.Value), limits.MaxValueBytes)
 	}
 	if c.Op == command.Put {
-		if state := n.fsm.stateBytes.Load(); state+n.out.PendingBytes()+int64(c.Size()) > limits.MaxStateBytes {
+		if state := n.fsm.stateBytes.Load(); state+n.out.PendingBytes()+int64(len(c.Key)+len(c.Value)+keyspace.OverheadBytes) > limits.MaxStateBytes {
 			return fmt.Errorf("%w: the state has %d bytes; the limit is %d; delete something", ErrOverloaded, state, limits.MaxStateBytes)
 		}
 	}
@@ -319,7 +319,7 @@ func (n *Node) get(ctx context.Context, key string, opts []ReadOption) (KeyValue
 	return keyValue(item), nil
 }
 
-func keyValue(i *keyspace.Item) KeyValue {
+func keyValue(i keyspace.Item) KeyValue {
 	return KeyValue{Key: i.Key, Value: append([]byte{}, i.Value...), Revision: i.Revision}
 }
 
@@ -375,7 +375,7 @@ func (n *Node) confirm(ctx context.Context) error {
 // be read by many goroutines, for as long as they like.
 type Listing struct {
 	Revision uint64 // of the store
-	items    iter.Seq[*keyspace.Item]
+	items    iter.Seq[keyspace.Item]
 }
 
 // All yields the keys in order. Values are copies. It may be called again.

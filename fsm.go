@@ -58,6 +58,8 @@ type fsm struct {
 	roster   *roster.Roster
 	waits    []revisionWait
 	err      error // why nobody can wait any more
+
+	scratch []dedup.Result // for batches of others; the applier's
 }
 
 // A task is one step of the applier.
@@ -186,40 +188,60 @@ func (f *fsm) applyBatch(data []byte) (answer, error) {
 		return a, nil // removed for good
 	}
 	f.dedup.Advance(b.Origin, b.AnsweredTo)
-	own := b.Origin == f.origin
-	for number, c := range b.All() {
-		r, state := f.dedup.Lookup(b.Origin, number)
-		if state == dedup.Fresh {
-			r, state = f.applyCommand(c), dedup.Applied
-			f.dedup.Record(b.Origin, number, r)
-		}
-		if own && state == dedup.Applied {
-			a.results = append(a.results, r)
-		}
-	}
-	if len(a.results) < b.Len() {
-		a.results = nil // a late copy: answered or abandoned long ago
+	switch fresh, own := f.dedup.IsFresh(b.Origin, b.First, b.Len()), b.Origin == f.origin; {
+	case !fresh:
+		a.results = f.applyRest(b, own)
+	case own:
+		a.results = f.applyFresh(b, make([]dedup.Result, 0, b.Len()))
+	default:
+		f.scratch = f.applyFresh(b, f.scratch[:0])
 	}
 	return a, nil
 }
 
-func (f *fsm) applyCommand(c command.Command) dedup.Result {
-	var current uint64
-	item, ok := f.keys.GetBytes(c.Key)
-	if ok {
-		current = item.Revision
+// applyFresh applies a batch of which nothing has been applied: nearly all are.
+// It appends the results.
+func (f *fsm) applyFresh(b command.Batch, results []dedup.Result) []dedup.Result {
+	var c command.Command
+	for r := b.Commands(); r.Next(&c); {
+		results = append(results, f.applyCommand(&c))
 	}
-	if c.Conditional && c.IfRevision != current {
+	f.dedup.Record(b.Origin, b.First, results...)
+	return results
+}
+
+// applyRest applies what of a batch has not been applied. It returns the results
+// if they are wanted and known.
+func (f *fsm) applyRest(b command.Batch, own bool) (results []dedup.Result) {
+	for number, c := range b.All() {
+		r, state := f.dedup.Lookup(b.Origin, number)
+		if state == dedup.Fresh {
+			r, state = f.applyCommand(&c), dedup.Applied
+			f.dedup.Record(b.Origin, number, r)
+		}
+		if own && state == dedup.Applied {
+			results = append(results, r)
+		}
+	}
+	if len(results) < b.Len() {
+		return nil // a late copy: answered or abandoned long ago
+	}
+	return results
+}
+
+func (f *fsm) applyCommand(c *command.Command) dedup.Result {
+	place := f.keys.Find(c.Key)
+	if c.Conditional && c.IfRevision != place.Revision {
 		return dedup.Result{Revision: f.revision, Mismatch: true}
 	}
-	if c.Op == command.Delete && !ok {
+	if c.Op == command.Delete && !place.Exists() {
 		return dedup.Result{Revision: f.revision}
 	}
 	f.revision++
 	if c.Op == command.Delete {
-		f.keys.Delete(c.Key)
+		f.keys.Remove(place)
 	} else {
-		f.keys.Put(c.Key, c.Value, f.revision)
+		f.keys.Set(place, c.Key, c.Value, f.revision)
 	}
 	return dedup.Result{Revision: f.revision}
 }
@@ -254,7 +276,7 @@ func (f *fsm) status() (index, revision, hash uint64) {
 }
 
 // get returns a key's item.
-func (f *fsm) get(key string) (*keyspace.Item, bool) {
+func (f *fsm) get(key string) (keyspace.Item, bool) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	return f.keys.Get(key)

@@ -19,7 +19,7 @@ func BenchmarkGet(b *testing.B) {
 	i := 0
 	b.ReportAllocs()
 	for b.Loop() {
-		k.GetBytes(keys[i%len(keys)])
+		k.Find(keys[i%len(keys)])
 		i++
 	}
 }

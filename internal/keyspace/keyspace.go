@@ -4,8 +4,9 @@ package keyspace
 
 import (
 	"fmt"
-	"maps"
+	"hash/maphash"
 	"strings"
+	"unsafe"
 
 	"github.com/tidwall/btree"
 
@@ -13,40 +14,39 @@ import (
 )
 
 const (
-	// shardCount is how many maps share the keys. The longest pause that a view
+	// shardCount is how many tables share the keys. The longest pause that a view
 	// causes is the clone of one of them at the next write to it: at a million
-	// keys that is a thousand entries, some 30 µs. A view costs one pointer for
-	// each shard, which is why there are not more.
-	shardCount = 1024
+	// keys that is two thousand slots, some 10 µs. A view costs the header of
+	// each table, which is why there are not more.
+	shardCount = 1 << shardBits
+	shardBits  = 9
 
 	// OverheadBytes is what a key costs beside the bytes of key and value: the
-	// item, its places in the shard and in the index, and what the allocator
-	// rounds up. Measured with 100,000 to 600,000 keys of 16 and 32 bytes: 134
-	// to 153.
-	OverheadBytes = 160
+	// head of its record, its places in the shard and in the index, the key once
+	// more for the index, and what the allocator rounds up. Measured with 10,000 to
+	// 1,000,000 keys of 8 to 32 bytes: 82 to 137.
+	OverheadBytes = 144
 )
 
-// An Item is a key with its value. It is immutable, so views, readers and the
-// owner of the map share it; its bytes must not be changed.
+// An Item is a key with its value. Its strings are immutable, so views, readers
+// and the owner of the map share them.
 type Item struct {
 	Key      string
-	Value    []byte // never nil
+	Value    string
 	Revision uint64 // of the write that set it
-
-	hash uint64 // of the three
 }
 
 // A Keyspace holds the keys in force.
 //
 // Three users want different things of it. Gets and writes look up single keys
-// and must be fast: a Go map. Snapshots and lists read all of a state, or a
+// and must be fast: a hash table. Snapshots and lists read all of a state, or a
 // range in order, for as long as they like, while writes go on: an immutable
 // view. Lists want order: a tree. A copy-on-write tree alone would do, but its
 // lookups take three times as long as a map's.
 //
-// So the keys are spread over shards, each a Go map, by a hash of the key.
-// Freeze hands the maps to a View and marks them as shared; the next write to a
-// shared shard clones that shard alone, once. Views are garbage collected and
+// So the keys are spread over shards, each a table, by a hash of the key.
+// Freeze hands the tables to a View and marks them as shared; the next write to
+// a shared shard clones that shard alone, once. Views are garbage collected and
 // nobody has to release them. Beside the shards there is a copy-on-write tree
 // of the keys alone, which only a key that appears or disappears changes.
 //
@@ -55,16 +55,20 @@ type Item struct {
 // while its caller holds the lock, and gives up when the range is not small;
 // only then is a view worth its price.
 //
-// A Keyspace does no locking. Get, GetBytes, Collect and the counts may run
-// at the same time as each other; everything else, Freeze included, needs the
-// Keyspace alone. Views may be used at any time by anyone.
+// Where a key stands is decided by a hash with a seed of this Keyspace's own, so
+// that nobody can choose keys that get into each other's way. Nothing that
+// members compare depends on it.
+//
+// A Keyspace does no locking. Get, Collect and the counts may run at the same
+// time as each other; everything else, Freeze included, needs the Keyspace
+// alone. Views may be used at any time by anyone.
 //
 // Invariants:
 //
 //  1. A key is in the shard that its hash names, in the index, and nowhere else.
-//  2. The map of a shared shard never changes: a View has it.
+//  2. The slots of a shared shard never change: a View has them.
 //  3. hash, dataBytes and the length are those of the items; the hash does not
-//     depend on how they came to be, or on a per-process seed.
+//     depend on how they came to be, or on the seed.
 //  4. frozen, if not nil, is a View of exactly the present items.
 type Keyspace struct {
 	contents
@@ -74,7 +78,8 @@ type Keyspace struct {
 
 // contents are what a Keyspace and its views have in common.
 type contents struct {
-	shards    [shardCount]map[string]*Item
+	shards    [shardCount]table
+	seed      maphash.Seed
 	index     *btree.Set[string]
 	dataBytes int64
 	hash      uint64
@@ -82,19 +87,18 @@ type contents struct {
 
 // New returns an empty Keyspace.
 func New() *Keyspace {
-	return &Keyspace{contents: contents{index: new(btree.Set[string])}}
+	return &Keyspace{contents: contents{seed: maphash.MakeSeed(), index: new(btree.Set[string])}}
 }
 
 // Get returns the item of a key.
-func (c *contents) Get(key string) (*Item, bool) {
-	item, ok := c.shards[shardOf(mix.String(0, key))][key]
-	return item, ok
-}
-
-// GetBytes is Get for a key in bytes, without a conversion that allocates.
-func (c *contents) GetBytes(key []byte) (*Item, bool) {
-	item, ok := c.shards[shardOf(mix.Bytes(0, key))][string(key)]
-	return item, ok
+func (c *contents) Get(key string) (Item, bool) {
+	shard, tag := place(maphash.String(c.seed, key))
+	t := &c.shards[shard]
+	at, ok := t.find(tag, key)
+	if !ok {
+		return Item{}, false
+	}
+	return t.slots[at].item(), true
 }
 
 // Len returns the number of keys.
@@ -111,58 +115,82 @@ func (c *contents) Bytes() int64 { return c.dataBytes + int64(c.Len())*OverheadB
 // they are the same.
 func (c *contents) Hash() uint64 { return c.hash }
 
-// Put sets a key. It copies what it is given.
-func (k *Keyspace) Put(key, value []byte, revision uint64) {
-	keyHash := mix.Bytes(0, key)
-	shard := k.writable(shardOf(keyHash))
-	item := &Item{Value: make([]byte, len(value)), Revision: revision, hash: itemHash(keyHash, value, revision)}
-	copy(item.Value, value)
-	if old, ok := shard[string(key)]; ok {
-		item.Key = old.Key
-		k.forget(old)
-	} else {
-		item.Key = string(key)
-		k.index.Insert(item.Key)
-	}
-	shard[item.Key] = item
-	k.dataBytes += int64(len(item.Key) + len(item.Value))
-	k.hash += item.hash
+// A Place is where a key is, or would be. It is good until the next write.
+type Place struct {
+	// Revision is the key's, 0 if there is no such key.
+	Revision uint64
+
+	shard, at int
+	tag       uint32
+	found     bool
 }
+
+// Find returns the place of a key, for Set and Remove: so a write that depends
+// on what is there looks once.
+func (k *Keyspace) Find(key []byte) Place {
+	shard, tag := place(maphash.Bytes(k.seed, key))
+	t := &k.shards[shard]
+	p := Place{shard: shard, tag: tag}
+	if p.at, p.found = t.find(tag, stringOf(key)); p.found {
+		p.Revision = t.slots[p.at].record.revision()
+	}
+	return p
+}
+
+// Exists reports whether the key is there.
+func (p Place) Exists() bool { return p.found }
+
+// Set sets the key for which Find returned a place. It copies what it is given.
+func (k *Keyspace) Set(p Place, key, value []byte, revision uint64) {
+	r := newRecord(key, value, revision, itemHash(key, value, revision))
+	t := k.writable(p.shard)
+	if p.found {
+		s := &t.slots[p.at]
+		k.forget(s.record)
+		s.record = r
+	} else {
+		t.insert(p.at, slot{record: r, tag: p.tag, keyLen: uint32(len(key))})
+		k.index.Insert(string(key)) // not of the record, which the index would keep when it is replaced
+	}
+	k.dataBytes += int64(r.dataBytes())
+	k.hash += r.hash()
+}
+
+// Remove removes the key for which Find returned a place where it exists.
+func (k *Keyspace) Remove(p Place) {
+	t := k.writable(p.shard)
+	s := t.slots[p.at]
+	k.index.Delete(s.key())
+	k.forget(s.record)
+	t.remove(p.at)
+}
+
+// Put sets a key. It copies what it is given.
+func (k *Keyspace) Put(key, value []byte, revision uint64) { k.Set(k.Find(key), key, value, revision) }
 
 // Delete removes a key and reports whether it was there.
 func (k *Keyspace) Delete(key []byte) bool {
-	i := shardOf(mix.Bytes(0, key))
-	item, ok := k.shards[i][string(key)]
-	if !ok {
-		return false
+	p := k.Find(key)
+	if p.found {
+		k.Remove(p)
 	}
-	shard := k.writable(i)
-	delete(shard, item.Key)
-	if len(shard) == 0 {
-		k.shards[i] = nil // maps do not shrink by themselves
-	}
-	k.index.Delete(item.Key)
-	k.forget(item)
-	return true
+	return p.found
 }
 
-// forget takes an item that goes out of the counts.
-func (k *Keyspace) forget(item *Item) {
-	k.dataBytes -= int64(len(item.Key) + len(item.Value))
-	k.hash -= item.hash
+// forget takes a record that goes out of the counts.
+func (k *Keyspace) forget(r record) {
+	k.dataBytes -= int64(r.dataBytes())
+	k.hash -= r.hash()
 }
 
 // writable returns a shard for a write, cloned if a View has it too.
-func (k *Keyspace) writable(i int) map[string]*Item {
+func (k *Keyspace) writable(i int) *table {
 	k.frozen = nil
-	switch {
-	case k.shards[i] == nil:
-		k.shards[i] = make(map[string]*Item)
-	case k.shared[i]:
-		k.shards[i] = maps.Clone(k.shards[i])
+	if k.shared[i] {
+		k.shards[i] = k.shards[i].clone()
+		k.shared[i] = false
 	}
-	k.shared[i] = false
-	return k.shards[i]
+	return &k.shards[i]
 }
 
 // Freeze returns a View of the present items. Without a write in between it is
@@ -171,7 +199,8 @@ func (k *Keyspace) Freeze() *View {
 	if k.frozen == nil {
 		// Copy marks all nodes of both trees as shared; the view's is never
 		// written to, so only this side copies nodes.
-		k.frozen = &View{contents{shards: k.shards, index: k.index.Copy(), dataBytes: k.dataBytes, hash: k.hash}}
+		k.frozen = &View{k.contents}
+		k.frozen.index = k.index.Copy()
 		for i := range k.shared {
 			k.shared[i] = true
 		}
@@ -182,9 +211,9 @@ func (k *Keyspace) Freeze() *View {
 // Collect returns the items that View.Ascend would yield, or false if there
 // are more than max of them. It is for ranges so small that their gathering
 // may hold up writes.
-func (k *Keyspace) Collect(prefix, after string, limit, max int) (items []*Item, complete bool) {
+func (k *Keyspace) Collect(prefix, after string, limit, max int) (items []Item, complete bool) {
 	complete = true
-	k.ascend(prefix, after, limit, func(item *Item) bool {
+	k.ascend(prefix, after, limit, func(item Item) bool {
 		if len(items) == max {
 			items, complete = nil, false
 			return false
@@ -197,7 +226,7 @@ func (k *Keyspace) Collect(prefix, after string, limit, max int) (items []*Item,
 
 // ascend calls yield for the keys with a prefix after a key, in order, at most
 // limit of them.
-func (c *contents) ascend(prefix, after string, limit int, yield func(*Item) bool) {
+func (c *contents) ascend(prefix, after string, limit int, yield func(Item) bool) {
 	n := 0
 	c.index.Ascend(max(prefix, after), func(key string) bool {
 		if !strings.HasPrefix(key, prefix) {
@@ -220,18 +249,16 @@ func (c *contents) check() error {
 	var dataBytes int64
 	var hash uint64
 	n := 0
-	for i, shard := range &c.shards {
-		for key, item := range shard {
-			keyHash := mix.String(0, key)
-			switch {
-			case key != item.Key || shardOf(keyHash) != i || !c.index.Contains(key):
-				return fmt.Errorf("key %q is misplaced in shard %d", key, i)
-			case item.Value == nil || item.hash != itemHash(keyHash, item.Value, item.Revision):
-				return fmt.Errorf("item %+v has a wrong hash or no value", item)
+	for i := range c.shards {
+		if err := c.checkShard(i); err != nil {
+			return fmt.Errorf("shard %d: %w", i, err)
+		}
+		for _, s := range c.shards[i].slots {
+			if s.record != "" {
+				n++
+				dataBytes += int64(s.record.dataBytes())
+				hash += s.record.hash()
 			}
-			n++
-			dataBytes += int64(len(key) + len(item.Value))
-			hash += item.hash
 		}
 	}
 	if n != c.Len() || dataBytes != c.dataBytes || hash != c.hash {
@@ -240,9 +267,33 @@ func (c *contents) check() error {
 	return nil
 }
 
-// shardOf takes the low bits: Go's maps use a hash of their own within a shard.
-func shardOf(keyHash uint64) int { return int(keyHash % shardCount) }
+func (c *contents) checkShard(i int) error {
+	t := &c.shards[i]
+	if err := t.check(); err != nil {
+		return err
+	}
+	for j := range t.slots {
+		s := &t.slots[j]
+		if s.record == "" {
+			continue
+		}
+		item := s.item()
+		if shard, tag := place(maphash.String(c.seed, item.Key)); shard != i || tag != s.tag || !c.index.Contains(item.Key) {
+			return fmt.Errorf("key %q is misplaced", item.Key)
+		}
+		if s.record.hash() != itemHash([]byte(item.Key), []byte(item.Value), item.Revision) {
+			return fmt.Errorf("item %+v has a wrong hash", item)
+		}
+	}
+	return nil
+}
 
-func itemHash(keyHash uint64, value []byte, revision uint64) uint64 {
-	return mix.Bytes(mix.Uint64(keyHash, revision), value)
+// stringOf returns bytes as a string, for as long as they do not change.
+func stringOf(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// place splits the hash of a key into the shard and the tag in it.
+func place(hash uint64) (shard int, tag uint32) { return int(hash >> (64 - shardBits)), uint32(hash) }
+
+func itemHash(key, value []byte, revision uint64) uint64 {
+	return mix.Bytes(mix.Uint64(mix.Bytes(0, key), revision), value)
 }

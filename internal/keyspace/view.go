@@ -4,16 +4,16 @@ import "iter"
 
 // A View is the items of a Keyspace at one moment. It never changes and may be
 // used by any number of goroutines while the Keyspace is written to. It has
-// the methods Get, GetBytes, Len, DataBytes, Bytes and Hash of the Keyspace.
+// the methods Get, Len, DataBytes, Bytes and Hash of the Keyspace.
 type View struct{ contents }
 
 // All returns the items in no particular order; it is the fastest way to read
 // all of them.
-func (v *View) All() iter.Seq[*Item] {
-	return func(yield func(*Item) bool) {
-		for _, shard := range &v.shards { // by reference: the array is 8 KB
-			for _, item := range shard {
-				if !yield(item) {
+func (v *View) All() iter.Seq[Item] {
+	return func(yield func(Item) bool) {
+		for i := range v.shards {
+			for j := range v.shards[i].slots {
+				if s := &v.shards[i].slots[j]; s.record != "" && !yield(s.item()) {
 					return
 				}
 			}
@@ -24,6 +24,6 @@ func (v *View) All() iter.Seq[*Item] {
 // Ascend returns, in the order of their keys, the items whose keys have the
 // prefix and, unless after is empty, come after it: at most limit of them,
 // unless limit is 0.
-func (v *View) Ascend(prefix, after string, limit int) iter.Seq[*Item] {
-	return func(yield func(*Item) bool) { v.ascend(prefix, after, limit, yield) }
+func (v *View) Ascend(prefix, after string, limit int) iter.Seq[Item] {
+	return func(yield func(Item) bool) { v.ascend(prefix, after, limit, yield) }
 }

@@ -1,7 +1,6 @@
 package snapshot
 
 import (
-	"bytes"
 	"errors"
 	"runtime"
 	"slices"
@@ -86,8 +85,8 @@ func checkBuilt(t *testing.T, b *Builder, data []byte) {
 		t.Fatalf("%d keys, the generated code reads %d", k.Len(), len(p.GetRecords()))
 	}
 	for _, r := range p.GetRecords() {
-		item, ok := k.GetBytes(r.GetKey())
-		if !ok || !bytes.Equal(item.Value, r.GetValue()) || item.Revision != r.GetRevision() {
+		item, ok := k.Get(string(r.GetKey()))
+		if !ok || item.Value != string(r.GetValue()) || item.Revision != r.GetRevision() {
 			t.Fatalf("record %v is %+v", r, item)
 		}
 	}

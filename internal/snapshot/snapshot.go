@@ -90,11 +90,11 @@ func (w *partWriter) flush() bool {
 }
 
 // recordSize is the size of an item as a record of a part.
-func recordSize(item *keyspace.Item) int { return fieldSize(bodySize(item)) }
+func recordSize(item keyspace.Item) int { return fieldSize(bodySize(item)) }
 
 // bodySize is the size of a SnapshotRecord; as in every proto3 encoding an
 // empty value takes no bytes.
-func bodySize(item *keyspace.Item) int {
+func bodySize(item keyspace.Item) int {
 	n := fieldSize(len(item.Key)) + 1 + protowire.SizeVarint(item.Revision)
 	if len(item.Value) > 0 {
 		n += fieldSize(len(item.Value))
@@ -102,13 +102,14 @@ func bodySize(item *keyspace.Item) int {
 	return n
 }
 
-func appendRecord(buf []byte, item *keyspace.Item) []byte {
+func appendRecord(buf []byte, item keyspace.Item) []byte {
 	buf = protowire.AppendTag(buf, partRecords, protowire.BytesType)
 	buf = protowire.AppendVarint(buf, uint64(bodySize(item)))
 	buf = protowire.AppendTag(buf, recordKey, protowire.BytesType)
 	buf = protowire.AppendString(buf, item.Key)
 	if len(item.Value) > 0 {
-		buf = appendBytes(buf, recordValue, item.Value)
+		buf = protowire.AppendTag(buf, recordValue, protowire.BytesType)
+		buf = protowire.AppendString(buf, item.Value)
 	}
 	buf = protowire.AppendTag(buf, recordRevision, protowire.VarintType)
 	return protowire.AppendVarint(buf, item.Revision)

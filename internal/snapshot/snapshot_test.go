@@ -164,8 +164,8 @@ func TestEncodingIsTheGeneratedCodes(t *testing.T) {
 			t.Fatalf("Marshal = %x, %v, want %x", generated, err, part)
 		}
 		for _, r := range p.GetRecords() {
-			item, ok := k.GetBytes(r.GetKey())
-			if !ok || !bytes.Equal(item.Value, r.GetValue()) || item.Revision != r.GetRevision() {
+			item, ok := k.Get(string(r.GetKey()))
+			if !ok || item.Value != string(r.GetValue()) || item.Revision != r.GetRevision() {
 				t.Fatalf("record %v, want %+v", r, item)
 			}
 			keys++
