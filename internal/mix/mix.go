@@ -58,3 +58,22 @@ func finish(a, b uint64) uint64 {
 	hi, lo := bits.Mul64(a, b)
 	return fold((lo+bits.RotateLeft64(a, 23))^k2, (hi+bits.RotateLeft64(b, 41))^k1)
 }
+
+// Long mixes bytes into a hash, faster than Bytes if there are many: in four
+// chains of multiplications that do not wait for each other. From 64 bytes on it
+// is another hash.
+func Long(seed uint64, b []byte) uint64 {
+	if len(b) < 64 {
+		return Bytes(seed, b)
+	}
+	n := uint64(len(b))
+	h0, h1, h2, h3 := seed, seed^k0, seed^k1, seed^k2
+	for len(b) >= 64 {
+		h0 = fold(binary.LittleEndian.Uint64(b)^k1, binary.LittleEndian.Uint64(b[8:])^h0)
+		h1 = fold(binary.LittleEndian.Uint64(b[16:])^k1, binary.LittleEndian.Uint64(b[24:])^h1)
+		h2 = fold(binary.LittleEndian.Uint64(b[32:])^k1, binary.LittleEndian.Uint64(b[40:])^h2)
+		h3 = fold(binary.LittleEndian.Uint64(b[48:])^k1, binary.LittleEndian.Uint64(b[56:])^h3)
+		b = b[64:]
+	}
+	return Bytes(fold(fold(h0^k1, h1)^k2, fold(h2^k1, h3)^n), b)
+}

@@ -1,6 +1,7 @@
 package mix
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math/bits"
@@ -23,6 +24,8 @@ func TestHashesAreFixedForever(t *testing.T) {
 		{"Bytes(0, a)", Bytes(0, []byte("a")), 0x8a9cff9b08395168},
 		{"Bytes(7, 16 bytes)", Bytes(7, []byte(text[:16])), 0xae1ee563315f758d},
 		{"Bytes(7, text)", Bytes(7, []byte(text)), 0xac3647cbbf7d5d5a},
+		{"Long(7, text)", Long(7, []byte(text)), 0xac3647cbbf7d5d5a},
+		{"Long(7, 5 times text)", Long(7, []byte(strings.Repeat(text, 5))), 0xa9b234e1115be61a},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s = %#x, want %#x", c.name, c.got, c.want)
@@ -75,19 +78,24 @@ func TestEveryInputBitReachesEveryOutputBit(t *testing.T) {
 	for _, n := range []int{8, 15, 24} {
 		avalanche(t, n, func(b []byte) uint64 { return Bytes(0, b) })
 	}
+	for _, n := range []int{64, 88, 136} {
+		avalanche(t, n, func(b []byte) uint64 { return Long(0, b) })
+	}
 	avalanche(t, 8, func(b []byte) uint64 { return Uint64(5, binary.LittleEndian.Uint64(b)) })
 	avalanche(t, 8, func(b []byte) uint64 { return Uint64(binary.LittleEndian.Uint64(b), 5) })
 }
 
 func TestLengthCounts(t *testing.T) {
-	seen := map[uint64]int{}
 	zeros := make([]byte, 4096)
-	for n := range zeros {
-		h := Bytes(0, zeros[:n])
-		if m, ok := seen[h]; ok {
-			t.Fatalf("%d and %d zeros have the same hash", m, n)
+	for name, hash := range map[string]func(uint64, []byte) uint64{"Bytes": Bytes, "Long": Long} {
+		seen := map[uint64]int{}
+		for n := range zeros {
+			h := hash(0, zeros[:n])
+			if m, ok := seen[h]; ok {
+				t.Fatalf("%s: %d and %d zeros have the same hash", name, m, n)
+			}
+			seen[h] = n
 		}
-		seen[h] = n
 	}
 	ab := Bytes(Bytes(0, []byte("a")), []byte("b"))
 	if ab == Bytes(0, []byte("ab")) || ab == Bytes(Bytes(0, []byte("ab")), nil) ||
@@ -99,12 +107,20 @@ func TestLengthCounts(t *testing.T) {
 // An operand of 0, 1 or all ones must not erase the other one.
 func TestNoInputErasesWhatCameBefore(t *testing.T) {
 	for _, word := range []uint64{k0, k1, k2, k1 ^ k2, k1 ^ 1, ^uint64(k1), k1 ^ k2 ^ 1, k0 ^ 1, ^uint64(k0)} {
-		for n := 8; n <= 48; n += 8 {
+		for n := 8; n <= 160; n += 8 {
 			for at := 0; at < n; at += 8 {
 				b := make([]byte, n)
 				binary.LittleEndian.PutUint64(b[at:], word)
-				if Bytes(1, b) == Bytes(2, b) {
+				if Bytes(1, b) == Bytes(2, b) || Long(1, b) == Long(2, b) {
 					t.Errorf("%#x at %d of %d bytes erases the seed", word, at, n)
+				}
+				if at < 64 {
+					continue
+				}
+				c := bytes.Clone(b)
+				c[at-64] ^= 1 // in the same chain
+				if Long(1, b) == Long(1, c) {
+					t.Errorf("%#x at %d of %d bytes erases what came before", word, at, n)
 				}
 			}
 		}
@@ -148,8 +164,21 @@ func TestSumsOfConsecutiveNumbersDiffer(t *testing.T) {
 	}
 }
 
+func BenchmarkLong(b *testing.B) {
+	for _, n := range []int{64, 128, 1024} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			buf := make([]byte, n)
+			b.SetBytes(int64(n))
+			var h uint64
+			for b.Loop() {
+				h = Long(h, buf)
+			}
+		})
+	}
+}
+
 func BenchmarkBytes(b *testing.B) {
-	for _, n := range []int{8, 32, 1024} {
+	for _, n := range []int{8, 16, 32, 128, 1024} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			buf := make([]byte, n)
 			b.SetBytes(int64(n))
