@@ -132,6 +132,9 @@ func mutate(t *testing.T, rng *rand.Rand, table *Table, m model, batches int) {
 			m.advance(id, to)
 		}
 		first := base + uint64(rng.IntN(100))
+		if rng.IntN(2) == 0 {
+			recordAll(t, rng, table, m, id, first)
+		}
 		for seq, end := first, first+uint64(rng.IntN(30)); seq < end; seq++ {
 			checkLookup(t, table, m, id, seq)
 			if _, state := table.Lookup(id, seq); state == Fresh {
@@ -140,6 +143,29 @@ func mutate(t *testing.T, rng *rand.Rand, table *Table, m model, batches int) {
 				m[id].results[seq] = r
 			}
 		}
+	}
+}
+
+// recordAll does what applying a batch of which nothing is known does, if it is
+// one.
+func recordAll(t *testing.T, rng *rand.Rand, table *Table, m model, id, first uint64) {
+	t.Helper()
+	results := make([]Result, rng.IntN(30))
+	want := len(results) > 0
+	for i := range results {
+		_, state := m.lookup(id, first+uint64(i))
+		want = want && state == Fresh
+		results[i] = Result{Revision: rng.Uint64() >> (1 + rng.IntN(64)), Mismatch: rng.IntN(2) == 0}
+	}
+	if got := table.IsFresh(id, first, len(results)); got != want {
+		t.Fatalf("IsFresh(%d, %d, %d) = %v, want %v", id, first, len(results), got, want)
+	}
+	if !want {
+		return
+	}
+	table.Record(id, first, results...)
+	for i, r := range results {
+		m[id].results[first+uint64(i)] = r
 	}
 }
 
@@ -228,6 +254,78 @@ func TestOnlyFreshNumbersAreRecorded(t *testing.T) {
 	}
 	if err := table.check(); err != nil || table.Len() != 1 {
 		t.Errorf("%d results, %v; want 1 and no error", table.Len(), err)
+	}
+}
+
+func TestFreshRunsEndAtTheWindow(t *testing.T) {
+	for _, watermark := range []uint64{0, 1 << 40, math.MaxUint64 - Window, math.MaxUint64 - 10, math.MaxUint64} {
+		table := New()
+		table.Retain([]uint64{1})
+		table.Advance(1, watermark)
+		room := min(Window, math.MaxUint64-watermark)
+		for _, c := range []struct {
+			offset uint64
+			n      int
+			want   bool
+		}{
+			{1, int(room), room > 0}, {1, int(room) + 1, false}, {0, 1, false}, {1, 0, false},
+			{room, 1, room > 0}, {room, 2, false}, {room + 1, 1, false}, {1, Window + 1, false},
+		} {
+			if got := table.IsFresh(1, watermark+c.offset, c.n); got != c.want {
+				t.Errorf("watermark %d: %d numbers from offset %d are fresh: %v, want %v", watermark, c.n, c.offset, got, c.want)
+			}
+		}
+	}
+}
+
+// Sums over sets of numbers with results tell apart what differs in which number
+// has which result.
+func TestSumsOfResultsDiffer(t *testing.T) {
+	seen := make(map[uint64][4]uint64)
+	for a := range uint64(24) {
+		for b := range a {
+			for x := range uint64(24) {
+				for y := range uint64(24) {
+					sum := hashOf(7, a, []uint64{x}) + hashOf(7, b, []uint64{y})
+					if other, ok := seen[sum]; ok {
+						t.Fatalf("%d and %v have the same sum", []uint64{a, x, b, y}, other)
+					}
+					seen[sum] = [4]uint64{a, x, b, y}
+				}
+			}
+		}
+	}
+}
+
+// A window that slides on allocates nothing, and a burst leaves no large array.
+func TestASlidingWindowKeepsItsMemory(t *testing.T) {
+	table := New()
+	table.Retain([]uint64{1})
+	next, results := uint64(1), make([]Result, 4096)
+	slide := func(batch, window int) {
+		table.Advance(1, next-1-min(next-1, uint64(batch*(window-1))))
+		table.Record(1, next, results[:batch]...)
+		next += uint64(batch)
+	}
+	for _, batch := range []int{1, 16, 64} {
+		for range 200 {
+			slide(batch, 4)
+		}
+		if n := testing.AllocsPerRun(1000, func() { slide(batch, 4) }); n > 0 {
+			t.Errorf("batches of %d allocate %v times", batch, n)
+		}
+	}
+	for range 16 {
+		slide(4096, 16)
+	}
+	for range 200 {
+		slide(16, 4)
+	}
+	if got := cap(table.origins[0].runs[0].array); got > 16*arrayMin {
+		t.Errorf("after a burst there is room for %d results, want at most %d", got, 16*arrayMin)
+	}
+	if err := table.check(); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -329,16 +427,14 @@ func TestStatesHaveNames(t *testing.T) {
 func BenchmarkApply(b *testing.B) {
 	table := New()
 	table.Retain([]uint64{1, 2, 3, 4, 5})
-	seq := uint64(1)
+	seq, results := uint64(1), make([]Result, 100)
 	b.ReportAllocs()
 	for b.Loop() {
 		table.Advance(3, seq-min(seq, 1000))
-		for range 100 {
-			if _, state := table.Lookup(3, seq); state == Fresh {
-				table.Record(3, seq, Result{Revision: seq})
-			}
-			seq++
+		if table.IsFresh(3, seq, len(results)) {
+			table.Record(3, seq, results...)
 		}
+		seq += uint64(len(results))
 	}
 }
 
