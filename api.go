@@ -249,7 +249,7 @@ func (n *Node) admits(c *command.Command) error {
 		return fmt.Errorf("%w: value of %d bytes; the limit is %d", ErrTooLarge, len(c.Value), limits.MaxValueBytes)
 	}
 	if c.Op == command.Put {
-		if state := n.fsm.stateBytes.Load(); state+n.out.PendingBytes()+int64(len(c.Key)+len(c.Value)+keyspace.OverheadBytes) > limits.MaxStateBytes {
+		if state := n.fsm.stateBytes.Load(); state+n.out.PendingBytes()+keyspace.Cost(len(c.Key), len(c.Value)) > limits.MaxStateBytes {
 			return fmt.Errorf("%w: the state has %d bytes; the limit is %d; delete something", ErrOverloaded, state, limits.MaxStateBytes)
 		}
 	}

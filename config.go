@@ -172,7 +172,7 @@ func (t Timing) heartbeatTicks() int { return int(t.Heartbeat / t.Tick) }
 func (t Timing) electionTicks() int  { return int(t.Election / t.Tick) }
 
 func (l Limits) check() error {
-	largest := int64(l.MaxKeyBytes + l.MaxValueBytes + keyspace.OverheadBytes)
+	largest := keyspace.Cost(l.MaxKeyBytes, l.MaxValueBytes)
 	switch {
 	case l.MaxKeyBytes < 1 || l.MaxKeyBytes > command.KeyBytesMax:
 		return fmt.Errorf("%w: Limits.MaxKeyBytes is %d; want 1 to %d", ErrInvalid, l.MaxKeyBytes, command.KeyBytesMax)

@@ -23,6 +23,8 @@ const (
 	collectMax = 1024
 	// revisionWaitsMax bounds the reads that wait for a revision.
 	revisionWaitsMax = 1 << 16
+	// warmMin is the least number of commands for which keyspace.Warm pays.
+	warmMin = 4
 	// recoveryLeap is what a recovery adds to the revision (DESIGN.md section 7).
 	recoveryLeap = 1 << 32
 )
@@ -59,7 +61,9 @@ type fsm struct {
 	waits    []revisionWait
 	err      error // why nobody can wait any more
 
-	scratch []dedup.Result // for batches of others; the applier's
+	// The applier keeps these from one batch to the next.
+	commands []command.Command
+	results  []dedup.Result // of batches of others
 }
 
 // A task is one step of the applier.
@@ -179,7 +183,9 @@ func (f *fsm) publish() {
 // applyBatch applies the commands that have not been applied before. For a
 // batch of our own it returns the results.
 func (f *fsm) applyBatch(data []byte) (answer, error) {
-	b, err := command.Parse(data)
+	b, commands, err := command.ParseInto(f.commands[:0], data)
+	f.commands = commands
+	defer clear(commands) // they would keep the entry
 	if err != nil {
 		return answer{}, err
 	}
@@ -190,40 +196,53 @@ func (f *fsm) applyBatch(data []byte) (answer, error) {
 	f.dedup.Advance(b.Origin, b.AnsweredTo)
 	switch fresh, own := f.dedup.IsFresh(b.Origin, b.First, b.Len()), b.Origin == f.origin; {
 	case !fresh:
-		a.results = f.applyRest(b, own)
+		a.results = f.applyRest(b.Header, commands, own)
 	case own:
-		a.results = f.applyFresh(b, make([]dedup.Result, 0, b.Len()))
+		a.results = f.applyFresh(b.Header, commands, make([]dedup.Result, 0, b.Len()))
 	default:
-		f.scratch = f.applyFresh(b, f.scratch[:0])
+		f.results = f.applyFresh(b.Header, commands, f.results[:0])
 	}
 	return a, nil
 }
 
 // applyFresh applies a batch of which nothing has been applied: nearly all are.
 // It appends the results.
-func (f *fsm) applyFresh(b command.Batch, results []dedup.Result) []dedup.Result {
-	var c command.Command
-	for r := b.Commands(); r.Next(&c); {
-		results = append(results, f.applyCommand(&c))
+func (f *fsm) applyFresh(h command.Header, commands []command.Command, results []dedup.Result) []dedup.Result {
+	for i := range commands {
+		if i%keyspace.WarmMax == 0 && i+warmMin <= len(commands) {
+			f.warm(commands[i:])
+		}
+		results = append(results, f.applyCommand(&commands[i]))
 	}
-	f.dedup.Record(b.Origin, b.First, results...)
+	f.dedup.Record(h.Origin, h.First, results...)
 	return results
+}
+
+// warm prepares the keyspace for the next commands.
+func (f *fsm) warm(commands []command.Command) {
+	var keys [keyspace.WarmMax][]byte
+	n := min(len(commands), len(keys))
+	for i := range n {
+		keys[i] = commands[i].Key
+	}
+	f.keys.Warm(keys[:n])
 }
 
 // applyRest applies what of a batch has not been applied. It returns the results
 // if they are wanted and known.
-func (f *fsm) applyRest(b command.Batch, own bool) (results []dedup.Result) {
-	for number, c := range b.All() {
-		r, state := f.dedup.Lookup(b.Origin, number)
+func (f *fsm) applyRest(h command.Header, commands []command.Command, own bool) (results []dedup.Result) {
+	for i := range commands {
+		number := h.First + uint64(i)
+		r, state := f.dedup.Lookup(h.Origin, number)
 		if state == dedup.Fresh {
-			r, state = f.applyCommand(&c), dedup.Applied
-			f.dedup.Record(b.Origin, number, r)
+			r, state = f.applyCommand(&commands[i]), dedup.Applied
+			f.dedup.Record(h.Origin, number, r)
 		}
 		if own && state == dedup.Applied {
 			results = append(results, r)
 		}
 	}
-	if len(results) < b.Len() {
+	if len(results) < len(commands) {
 		return nil // a late copy: answered or abandoned long ago
 	}
 	return results

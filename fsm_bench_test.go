@@ -17,9 +17,10 @@ import (
 
 const (
 	applyKeys = 100_000 // of 16 bytes, with values of 128
-	// applyBatches is how many batches of one size are made before the clock
-	// runs. They go round with new numbers.
-	applyBatches = 64
+	// applyCommands is how many commands are made before the clock runs. Their
+	// batches go round with new numbers; so few that they stay in a cache would
+	// keep their keys there.
+	applyCommands = 1 << 16
 )
 
 // An applyBench is a state machine and batches for it, numbered as an outbox
@@ -43,7 +44,7 @@ func newApplyBench(b *testing.B, count int, own bool, of func(r *rand.Rand, key 
 		a.origin = a.f.origin
 	}
 	r := rand.New(rand.NewPCG(1, 2))
-	for range applyBatches {
+	for range applyCommands / count {
 		batch := make([]byte, command.HeaderBytes)
 		for range count {
 			c := of(r, benchKeyOf(r.IntN(applyKeys)))
@@ -76,7 +77,7 @@ func fillFSM(tb testing.TB, f *fsm, keys, size int) {
 
 // batch returns the next batch. All before the last three are answered.
 func (a *applyBench) batch() []byte {
-	data := a.batches[a.at%applyBatches]
+	data := a.batches[a.at%len(a.batches)]
 	a.at++
 	h := command.Header{Origin: a.origin, First: a.next}
 	h.AnsweredTo = a.next - 1 - min(a.next-1, uint64(3*a.count))

@@ -24,38 +24,57 @@ type Batch struct {
 // order before the commands, no field twice. What it accepts it understands as
 // a protobuf parser does.
 //
-// Every command is read twice on every member, here and when it is applied, so
-// there is a short way for what Append writes: take. It knows one form of a
-// command and judges nothing; whatever else there is goes the long way.
+// Every command is read on every member, so there is a short way for what Append
+// writes: take. It knows one form of a command and judges nothing; whatever else
+// there is goes the long way.
 func Parse(data []byte) (Batch, error) {
+	b, _, err := parse(data, nil, false)
+	return b, err
+}
+
+// ParseInto is Parse and All in one: it appends the commands to a slice. After
+// an error the slice has some of them.
+func ParseInto(commands []Command, data []byte) (Batch, []Command, error) {
+	return parse(data, commands, true)
+}
+
+func parse(data []byte, commands []Command, keep bool) (Batch, []Command, error) {
 	var b Batch
 	rest, err := b.takeHeader(data), error(nil)
 	if rest == nil {
 		b = Batch{}
 		if rest, err = b.parseHeader(data); err != nil {
-			return Batch{}, err
+			return Batch{}, commands, err
 		}
 	}
 	b.commands = rest
-	var c Command
+	c := new(Command)
 	for len(rest) > 0 {
 		if b.count == BatchCommandsMax {
-			return Batch{}, malformed("more than %d commands", BatchCommandsMax)
+			return Batch{}, commands, malformed("more than %d commands", BatchCommandsMax)
+		}
+		if keep {
+			if len(commands) == cap(commands) {
+				commands = append(commands, Command{})
+			} else {
+				commands = commands[:len(commands)+1] // all of it is written below
+			}
+			c = &commands[len(commands)-1]
 		}
 		if n := c.take(rest); n > 0 {
 			rest = rest[n:]
-		} else if _, rest, err = nextCommand(rest); err != nil {
-			return Batch{}, fmt.Errorf("command %d: %w", b.count, err)
+		} else if *c, rest, err = nextCommand(rest); err != nil {
+			return Batch{}, commands, fmt.Errorf("command %d: %w", b.count, err)
 		}
 		b.count++
 	}
 	if b.count == 0 {
-		return Batch{}, malformed("no commands")
+		return Batch{}, commands, malformed("no commands")
 	}
 	if b.First > math.MaxUint64-uint64(b.count) {
-		return Batch{}, malformed("%d commands from number %d", b.count, b.First)
+		return Batch{}, commands, malformed("%d commands from number %d", b.count, b.First)
 	}
-	return b, nil
+	return b, commands, nil
 }
 
 // takeHeader is to parseHeader as take is to nextCommand: it takes off a legal
@@ -134,36 +153,20 @@ func (b Batch) Len() int { return b.count }
 // alias the batch.
 func (b Batch) All() iter.Seq2[uint64, Command] {
 	return func(yield func(uint64, Command) bool) {
-		r, number := b.Commands(), b.First
-		for c := new(Command); r.Next(c); number++ {
-			if !yield(number, *c) {
+		number := b.First
+		for rest := b.commands; len(rest) > 0; number++ {
+			var c Command
+			var err error
+			if n := c.take(rest); n > 0 {
+				rest = rest[n:]
+			} else if c, rest, err = nextCommand(rest); err != nil {
+				panic(fmt.Sprintf("raftkv: BUG: a checked batch has changed: %v", err))
+			}
+			if !yield(number, c) {
 				return
 			}
 		}
 	}
-}
-
-// Commands returns a Reader of the commands: All for those who are in a hurry.
-func (b Batch) Commands() Reader { return Reader{b.commands} }
-
-// A Reader yields the commands of a checked batch one by one.
-type Reader struct{ rest []byte }
-
-// Next reads the next command and reports whether there was one. Its key and
-// value alias the batch.
-func (r *Reader) Next(c *Command) bool {
-	if len(r.rest) == 0 {
-		return false
-	}
-	if n := c.take(r.rest); n > 0 {
-		r.rest = r.rest[n:]
-		return true
-	}
-	var err error
-	if *c, r.rest, err = nextCommand(r.rest); err != nil {
-		panic(fmt.Sprintf("raftkv: BUG: a checked batch has changed: %v", err))
-	}
-	return true
 }
 
 // The tags as they stand in front of what Append writes.

@@ -28,6 +28,13 @@ func (m model) dataBytes() (n int64) {
 	return n
 }
 
+func (m model) cost() (n int64) {
+	for key, r := range m {
+		n += Cost(len(key), len(r.value))
+	}
+	return n
+}
+
 func (m model) ascend(prefix, after string, limit int) []string {
 	var keys []string
 	for _, key := range slices.Sorted(maps.Keys(m)) {
@@ -47,7 +54,7 @@ func checkContents(t *testing.T, c *contents, want model) {
 	if c.Len() != len(want) || c.DataBytes() != want.dataBytes() {
 		t.Fatalf("%d keys of %d bytes, want %d of %d", c.Len(), c.DataBytes(), len(want), want.dataBytes())
 	}
-	if got, w := c.Bytes(), want.dataBytes()+int64(len(want))*OverheadBytes; got != w {
+	if got, w := c.Bytes(), want.cost(); got != w {
 		t.Fatalf("Bytes = %d, want %d", got, w)
 	}
 	for key, r := range want {
@@ -116,6 +123,21 @@ func TestKeyspaceEqualsAPlainMap(t *testing.T) {
 	checkContents(t, &k.contents, nil)
 	if k.Hash() != 0 {
 		t.Errorf("the hash of nothing is %#x, want 0", k.Hash())
+	}
+}
+
+// Warm must not look beyond what is there.
+func TestWarmingChangesNothing(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 5))
+	k, m := New(), model{}
+	for range 100 {
+		keys := make([][]byte, rng.IntN(WarmMax+1))
+		for i := range keys {
+			keys[i] = []byte(randomKey(rng, 6))
+		}
+		k.Warm(keys)
+		checkContents(t, &k.contents, m)
+		mutate(t, rng, k, m, rng.IntN(50))
 	}
 }
 
@@ -195,7 +217,7 @@ func TestViewsAreReadWhileWritesGoOn(t *testing.T) {
 			for range 2 {
 				var hash uint64
 				for item := range v.All() {
-					hash += itemHash([]byte(item.Key), []byte(item.Value), item.Revision)
+					hash += newRecord([]byte(item.Key), []byte(item.Value), item.Revision).hash()
 				}
 				if keys := keysOf(v.Ascend("a", "", 0)); !slices.Equal(keys, want.ascend("a", "", 0)) {
 					t.Errorf("Ascend yields %d keys, want %d", len(keys), len(want.ascend("a", "", 0)))

@@ -4,27 +4,33 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
-	"strings"
+	"unsafe"
+
+	"example.com/raftkv/internal/mix"
 )
 
 // A record is a key with its value, revision and hash in one allocation that
-// holds no pointers: the two numbers, the key, the value. It is immutable.
+// holds no pointers: the two numbers, the key, the value. It is immutable. The
+// hash is of the other three.
 type record string
 
 // recordHead is what comes before the key: revision and hash.
 const recordHead = 16
 
-func newRecord(key, value []byte, revision, hash uint64) record {
-	var b strings.Builder // the one way to make a string of parts without a copy
-	b.Grow(recordHead + len(key) + len(value))
-	var head [recordHead]byte
-	binary.LittleEndian.PutUint64(head[:], revision)
-	binary.LittleEndian.PutUint64(head[8:], hash)
-	b.Write(head[:])
-	b.Write(key)
-	b.Write(value)
-	return record(b.String())
+func newRecord(key, value []byte, revision uint64) record {
+	b := make([]byte, recordHead+len(key)+len(value))
+	copy(b[recordHead:], key)
+	copy(b[recordHead+len(key):], value)
+	// The length says where the key ends; the revision goes in with it, so that
+	// key and value can be read in one go.
+	hash := mix.Long(mix.Uint64(uint64(len(key)), revision), b[recordHead:])
+	binary.LittleEndian.PutUint64(b, revision)
+	binary.LittleEndian.PutUint64(b[8:], hash)
+	return record(stringOf(b))
 }
+
+// stringOf returns bytes as a string, for as long as they do not change.
+func stringOf(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 func (r record) revision() uint64 { return r.number(0) }
 func (r record) hash() uint64     { return r.number(8) }

@@ -60,7 +60,7 @@ func change(t *testing.T, table *table, want map[string]uint64, tags []uint32, k
 	if _, has := want[key]; ok != has {
 		t.Fatalf("key %q is there: %v, want %v", key, ok, has)
 	}
-	r := newRecord([]byte(key), []byte("v"), revision, 0)
+	r := newRecord([]byte(key), []byte("v"), revision)
 	switch {
 	case revision == 0 && ok:
 		table.remove(at)
