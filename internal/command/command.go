@@ -3,7 +3,7 @@
 //
 // It is made by hand because every write passes through it on every member:
 // callers encode their command alone, the batcher joins the encodings behind a
-// header, and the applier walks the result without an allocation.
+// header, and the applier reads each command once, without an allocation.
 package command
 
 import (

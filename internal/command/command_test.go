@@ -81,6 +81,30 @@ func checkSame(t *testing.T, got Batch, h Header, want []Command) {
 	}
 }
 
+// parseBoth parses in both ways, which must agree. What ParseInto finds in its
+// slice must leave no trace.
+func parseBoth(t *testing.T, data []byte) (Batch, error) {
+	t.Helper()
+	b, err := Parse(data)
+	dirty := Command{Delete, []byte("old"), []byte("old"), 9, true}
+	into, commands, errInto := ParseInto([]Command{dirty, dirty, dirty}[:1], data)
+	if fmt.Sprint(err) != fmt.Sprint(errInto) {
+		t.Fatalf("Parse returns %v, ParseInto %v", err, errInto)
+	}
+	if err != nil {
+		return b, err
+	}
+	if into.Header != b.Header || into.Len() != b.Len() || len(commands) != 1+b.Len() || !sameCommand(commands[0], dirty) {
+		t.Fatalf("Parse finds %+v with %d commands, ParseInto %+v with %d", b.Header, b.Len(), into.Header, len(commands)-1)
+	}
+	for number, c := range b.All() {
+		if other := commands[1+number-b.First]; !sameCommand(c, other) {
+			t.Fatalf("All has %+v as number %d, ParseInto %+v", c, number, other)
+		}
+	}
+	return b, nil
+}
+
 func randomCommand(rng *rand.Rand) Command {
 	c := Command{Op: Put, Key: randomBytes(rng, 1+rng.IntN(300)), Value: randomBytes(rng, rng.IntN(300))}
 	if rng.IntN(3) == 0 {
@@ -127,7 +151,7 @@ func TestEncodingIsTheGeneratedCodes(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, data := range [][]byte{data, generated} {
-			b, err := Parse(data)
+			b, err := parseBoth(t, data)
 			if err != nil {
 				t.Fatalf("Parse: %v", err)
 			}
@@ -244,7 +268,7 @@ func refusals() map[string]struct {
 func TestParseRefusesWhatItDoesNotKnow(t *testing.T) {
 	for name, c := range refusals() {
 		t.Run(name, func(t *testing.T) {
-			if _, err := Parse(c.data); !errors.Is(err, c.want) {
+			if _, err := parseBoth(t, c.data); !errors.Is(err, c.want) {
 				t.Errorf("Parse = %v, want %v", err, c.want)
 			}
 		})
@@ -318,14 +342,13 @@ func BenchmarkParse(b *testing.B) {
 				commands[i] = Command{Op: Put, Key: fmt.Append(nil, "key", i), Value: make([]byte, 128)}
 			}
 			data := encode(Header{Origin: 1, First: 1}, commands...)
+			var into []Command
 			b.SetBytes(int64(len(data)))
 			b.ReportAllocs()
 			for b.Loop() {
-				batch, err := Parse(data)
-				if err != nil {
+				var err error
+				if _, into, err = ParseInto(into[:0], data); err != nil {
 					b.Fatal(err)
-				}
-				for range batch.All() {
 				}
 			}
 		})
