@@ -13,16 +13,16 @@ import (
 const (
 	// shardCount is how many tables share the keys. The longest pause that a view
 	// causes is the clone of one of them at the next write to it: at a million
-	// keys that is two thousand slots, some 10 µs. A view costs the header of
-	// each table, which is why there are not more.
+	// keys that is a copy of 30 KB, some 15 µs. A view costs one pointer for each
+	// shard, which is why there are not more.
 	shardCount = 1 << shardBits
-	shardBits  = 9
+	shardBits  = 10
 
 	// OverheadBytes is what a key costs beside its bytes, twice, and those of the
 	// value: the head of its record, its places in the shard and in the index, which
 	// has the key once more, and what the allocator rounds up. Measured with 10,000
-	// to 1,000,000 keys of 8 to 64 bytes: 66 to 105.
-	OverheadBytes = 112
+	// to 1,000,000 keys of 8 to 64 bytes: 66 to 118.
+	OverheadBytes = 128
 )
 
 // An Item is a key with its value. Its strings are immutable, so views, readers
@@ -76,7 +76,7 @@ type Keyspace struct {
 
 // contents are what a Keyspace and its views have in common.
 type contents struct {
-	shards    [shardCount]table
+	shards    [shardCount]*table // never nil
 	seed      maphash.Seed
 	index     *btree.Set[string]
 	dataBytes int64 // of keys and values
@@ -86,13 +86,18 @@ type contents struct {
 
 // New returns an empty Keyspace.
 func New() *Keyspace {
-	return &Keyspace{contents: contents{seed: maphash.MakeSeed(), index: new(btree.Set[string])}}
+	k := &Keyspace{contents: contents{seed: maphash.MakeSeed(), index: new(btree.Set[string])}}
+	tables := make([]table, shardCount)
+	for i := range k.shards {
+		k.shards[i] = &tables[i]
+	}
+	return k
 }
 
 // Get returns the item of a key.
 func (c *contents) Get(key string) (Item, bool) {
 	shard, tag := place(maphash.String(c.seed, key))
-	t := &c.shards[shard]
+	t := c.shards[shard]
 	at, ok := t.find(tag, key)
 	if !ok {
 		return Item{}, false
@@ -130,7 +135,7 @@ type Place struct {
 // on what is there looks once.
 func (k *Keyspace) Find(key []byte) Place {
 	shard, tag := place(maphash.Bytes(k.seed, key))
-	t := &k.shards[shard]
+	t := k.shards[shard]
 	p := Place{shard: shard, tag: tag}
 	if p.at, p.found = t.find(tag, stringOf(key)); p.found {
 		p.Revision = t.slots[p.at].record.revision()
@@ -151,13 +156,13 @@ func (k *Keyspace) Warm(keys [][]byte) {
 	for i, key := range keys {
 		hashes[i] = maphash.Bytes(k.seed, key)
 		shard, tag := place(hashes[i])
-		if t := &k.shards[shard]; t.n > 0 {
+		if t := k.shards[shard]; t.n > 0 {
 			sum += uint64(t.slots[t.home(tag)].tag)
 		}
 	}
 	for i := range keys {
 		shard, tag := place(hashes[i])
-		t := &k.shards[shard]
+		t := k.shards[shard]
 		for at := t.home(tag); at < len(t.slots) && t.slots[at].tag <= tag; at++ {
 			if s := &t.slots[at]; s.tag == tag && s.record != "" {
 				sum += uint64(s.record[0]) + uint64(s.record[recordHead])
@@ -223,7 +228,7 @@ func (k *Keyspace) writable(i int) *table {
 		k.shards[i] = k.shards[i].clone()
 		k.shared[i] = false
 	}
-	return &k.shards[i]
+	return k.shards[i]
 }
 
 // Freeze returns a View of the present items. Without a write in between it is
@@ -303,7 +308,7 @@ func (c *contents) check() error {
 }
 
 func (c *contents) checkShard(i int) error {
-	t := &c.shards[i]
+	t := c.shards[i]
 	if err := t.check(); err != nil {
 		return err
 	}

@@ -49,9 +49,9 @@ func (r record) number(at int) uint64 {
 // slots with lower tags are in the way, as little behind it as can be. (This is
 // linear probing with Robin Hood's rule, where that is the order of the hashes.)
 // So a search ends at the first higher tag, a table may be nearly full, and it
-// grows by a quarter: a Go map, which doubles, would need twice the memory. It
-// is cloned by a copy of memory, some ten times as fast as a Go map. And a write
-// finds its slot once, for the look at what is there and for what comes instead.
+// grows by a quarter: a Go map, which doubles, would need half as much again for
+// each key. A write finds its slot once, for the look at what is there and for
+// what comes instead; and its slot can be read before it is needed (Warm).
 //
 // Invariants:
 //
@@ -163,8 +163,8 @@ func (t *table) resize(homes int) {
 }
 
 // clone returns a copy that can be written to.
-func (t *table) clone() table {
-	return table{slots: slices.Clone(t.slots), homes: t.homes, n: t.n}
+func (t *table) clone() *table {
+	return &table{slots: slices.Clone(t.slots), homes: t.homes, n: t.n}
 }
 
 // check verifies the invariants, for tests.
