@@ -351,10 +351,7 @@ func (n *Node) confirm(ctx context.Context) error {
 	if err := n.view.Load().lost; err != nil {
 		return err
 	}
-	round, idle, err := n.reads.Join()
-	if err != nil {
-		return err
-	}
+	round, idle := n.reads.Join()
 	if idle {
 		n.inbox.wake()
 	}

@@ -188,7 +188,7 @@ func TestCallersAreAnsweredWhenTheirWriteCanBeRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	b, _ := f.out.Next(outbox.Route{Leader: 1, Term: 1}, 0)
-	round, _, _ := f.reads.Join()
+	round, _ := f.reads.Join()
 	f.reads.Confirm(f.reads.Issue(0), 2)
 	seen := make(chan string)
 	go func() {

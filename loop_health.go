@@ -63,7 +63,7 @@ func (l *loop) tellCaughtUp() {
 	}
 	if h.probe == nil && l.lead.raftID != 0 && (!h.caughtUp || l.now-h.asked >= election) {
 		h.asked = l.now
-		h.probe, _, _ = l.reads.Join() // fails only when the node stops
+		h.probe, _ = l.reads.Join()
 	}
 }
 

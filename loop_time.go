@@ -10,7 +10,7 @@ func (l *loop) isDue() bool {
 	if !l.runs() || l.lead.raftID == 0 || l.lead.raftID == l.raftID && !l.lead.ready {
 		return false
 	}
-	return l.reads.IsDue() || !l.change.worker.IsIdle() && l.change.stepped != l.change.decided
+	return l.reads.IsDue(l.now) || !l.change.worker.IsIdle() && l.change.stepped != l.change.decided
 }
 
 // tick advances the node's time by one.

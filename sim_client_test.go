@@ -147,7 +147,7 @@ func (x *call) submit() (err error) {
 	n := x.p.n
 	var idle bool
 	if !x.kind.isWrite() {
-		x.round, idle, err = n.reads.Join()
+		x.round, idle = n.reads.Join()
 	} else {
 		c := command.Command{
 			Op: command.Put, Key: []byte(x.key), Value: []byte(x.value), Conditional: x.conditional, IfRevision: x.revision,

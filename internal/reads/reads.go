@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 const (
@@ -29,11 +30,20 @@ const (
 // reached the index that a quorum confirmed after the last of them had joined.
 type Round struct {
 	done     chan struct{} // closed when the readers may go on; nobody sends
-	readers  int
-	err      error    // written before done is closed
-	index    uint64   // 0 until confirmed
-	attempts []uint64 // the numbers of the contexts sent, oldest first
-	retryAt  uint64   // the tick at which to ask again
+	wanted   atomic.Bool   // somebody has joined
+	err      error         // written before done is closed
+	index    uint64        // 0 until confirmed
+	attempts []uint64      // the numbers of the contexts sent, oldest first
+	askedAt  uint64        // the tick at which it was issued
+	retryAt  uint64        // the tick at which to ask again
+}
+
+func newRound() *Round { return &Round{done: make(chan struct{})} }
+
+// end lets the readers go on, with an error if it is not nil.
+func (r *Round) end(err error) {
+	r.err = err
+	close(r.done)
 }
 
 // Done is closed when the readers may read, or when Err says why not.
@@ -51,22 +61,30 @@ func (r *Round) Err() error { return r.err }
 // old question through (etcd-io/etcd#20418). Answers to earlier attempts of the
 // round stay good, since all readers had joined before the first.
 //
+// A reader who joins takes no lock, since all callers of a node would share it:
+// there always is a next round, and a reader who finds it came before it can be
+// issued, or ended, because it is no longer the next one by then.
+//
 // All methods may be called from any goroutine, and none blocks.
 type Reads struct {
 	retryTicks uint64
+	next       atomic.Pointer[Round] // whom new readers join; mu's holder alone replaces it
 
 	mu      sync.Mutex
 	err     error // why nobody can join any more
 	self    uint64
 	number  uint64   // of the latest context
 	applied uint64   // how far the state machine is
-	next    *Round   // whom new readers join; nil if there is none
 	asked   []*Round // issued, not confirmed
 	reached []*Round // confirmed, waiting for the applier
 }
 
 // New returns a Reads that asks again after so many ticks.
-func New(retryTicks uint64) *Reads { return &Reads{retryTicks: retryTicks} }
+func New(retryTicks uint64) *Reads {
+	r := &Reads{retryTicks: retryTicks}
+	r.next.Store(newRound())
+	return r
+}
 
 // Become gives the contexts the raft ID which makes them unique in the cluster.
 func (r *Reads) Become(raftID uint64) {
@@ -76,19 +94,10 @@ func (r *Reads) Become(raftID uint64) {
 }
 
 // Join returns the round of a new reader. If idle is true, the caller wakes the
-// loop. The error says why the node has stopped.
-func (r *Reads) Join() (round *Round, idle bool, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.err != nil {
-		return nil, false, r.err
-	}
-	if r.next == nil {
-		r.next = &Round{done: make(chan struct{})}
-		idle = true
-	}
-	r.next.readers++
-	return r.next, idle, nil
+// loop. When the node has stopped, the round has ended with the cause.
+func (r *Reads) Join() (round *Round, idle bool) {
+	round = r.next.Load()
+	return round, !round.wanted.Load() && !round.wanted.Swap(true)
 }
 
 // Issue returns the context of a question that the loop shall ask, or nil if
@@ -101,11 +110,11 @@ func (r *Reads) Issue(now uint64) []byte {
 			return r.ask(round, now)
 		}
 	}
-	if !r.isDue() {
+	if !r.isDue(now) {
 		return nil
 	}
-	round := r.next
-	r.next = nil
+	round := r.next.Swap(newRound())
+	round.askedAt = now
 	r.asked = append(r.asked, round)
 	return r.ask(round, now)
 }
@@ -165,7 +174,7 @@ func (r *Reads) release() {
 		if round.index > r.applied {
 			return false
 		}
-		close(round.done)
+		round.end(nil)
 		return true
 	})
 }
@@ -174,7 +183,9 @@ func (r *Reads) release() {
 func (r *Reads) Refuse(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.refuse(err)
+	if r.err == nil {
+		r.refuse(newRound(), err)
+	}
 }
 
 // Fail answers all readers, now and later, with an error: the node stops.
@@ -185,40 +196,41 @@ func (r *Reads) Fail(err error) {
 		return
 	}
 	r.err = err
-	r.refuse(err)
+	last := newRound()
+	last.end(err)
+	r.refuse(last, err)
 }
 
-func (r *Reads) refuse(err error) {
-	if r.next != nil {
-		r.asked = append(r.asked, r.next)
-	}
+// refuse also ends a next round that nobody seems to want: a reader may have
+// found it a moment ago.
+func (r *Reads) refuse(next *Round, err error) {
+	r.next.Swap(next).end(err)
 	for _, round := range slices.Concat(r.asked, r.reached) {
-		round.err = err
-		close(round.done)
+		round.end(err)
 	}
-	r.next, r.asked, r.reached = nil, nil, nil
+	r.asked, r.reached = nil, nil
 }
 
-// IsDue reports whether new readers wait that Issue would let go.
-func (r *Reads) IsDue() bool {
+// IsDue reports whether new readers wait that Issue would let go at a tick.
+func (r *Reads) IsDue(now uint64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.isDue()
+	return r.isDue(now)
 }
 
 // isDue lets two rounds go at once, so that one fills while the other is under
-// way. Further ones save time where a round takes long, and cost it where many
-// readers come again as soon as they are answered: so each has to have as many
-// readers as the one before it.
-func (r *Reads) isDue() bool {
+// way. More of them cost time where many readers come again as soon as they are
+// answered. They save it where a round takes long, so there is one more for every
+// tick that goes by.
+func (r *Reads) isDue(now uint64) bool {
 	n := len(r.asked)
-	return r.next != nil && n < RoundsMax && len(r.reached) < ReachedMax &&
-		(n < 2 || r.next.readers >= r.asked[n-1].readers)
+	return r.err == nil && r.next.Load().wanted.Load() && len(r.reached) < ReachedMax &&
+		(n < 2 || n < RoundsMax && r.asked[n-1].askedAt < now)
 }
 
 // Waiting reports whether anybody waits for a confirmation.
 func (r *Reads) Waiting() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.next != nil || len(r.asked) > 0
+	return r.err == nil && r.next.Load().wanted.Load() || len(r.asked) > 0
 }
