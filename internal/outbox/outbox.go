@@ -70,7 +70,8 @@ type batch struct {
 
 	first   uint64 // sequence number of the first command, 0 until taken
 	kept    []int  // by position in the batch as sent: index of the command; nil if the same
-	route   Route  // on which it was sent last; zero if it was refused or cut off
+	route   Route  // on which it was sent last; zero if it was cut off
+	refused bool   // on that route
 	retryAt uint64 // the tick at which to send it again
 	tries   uint64
 
@@ -222,7 +223,7 @@ func (o *Outbox) answeredTo() uint64 {
 }
 
 func (o *Outbox) sent(b *batch, route Route, now uint64) {
-	b.route = route
+	b.route, b.refused = route, false
 	b.tries++
 	// Twice as long after every try: a leader that is only slow must not be
 	// buried under copies.
@@ -247,22 +248,21 @@ func (o *Outbox) Due(route Route, now uint64, local bool) []Batch {
 }
 
 func (b *batch) isDue(route Route, now uint64, local bool) bool {
-	switch b.route {
-	case Route{}:
-		return b.retryAt <= now
-	case route:
-		return !local && b.retryAt <= now
+	if b.route != route {
+		return true
 	}
-	return true
+	return (b.refused || !local) && b.retryAt <= now
 }
 
-// Refused says that a batch was not taken: send it again after a pause.
+// Refused says that a batch was not taken: send it again after a pause, or as
+// soon as somebody else leads. Who hands leadership over refuses what comes
+// meanwhile, and that is over in no time.
 func (o *Outbox) Refused(first, retryAt uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, b := range o.flight {
 		if b.first == first {
-			b.route, b.retryAt, b.tries = Route{}, retryAt, 0
+			b.refused, b.retryAt, b.tries = true, retryAt, 0
 		}
 	}
 }
@@ -272,7 +272,7 @@ func (o *Outbox) CutOff() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, b := range o.flight {
-		b.route, b.retryAt, b.tries = Route{}, 0, 0
+		b.route, b.tries = Route{}, 0
 	}
 }
 

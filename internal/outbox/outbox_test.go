@@ -625,6 +625,19 @@ func TestRefusedBatchIsDueAfterItsPause(t *testing.T) {
 	wantDue(t, o, route, 6, true)
 }
 
+// Who hands leadership over refuses what comes meanwhile. The next leader is
+// known long before the pause is over.
+func TestRefusedBatchGoesToTheNextLeaderAtOnce(t *testing.T) {
+	o := newOutbox(nil)
+	add(t, o, "a")
+	b := next(t, o)
+	o.Refused(b.First, 5)
+	wantDue(t, o, route, 1, false)
+	other := Route{Leader: route.Leader + 1, Term: route.Term + 1}
+	wantDue(t, o, other, 1, false, b.First)
+	wantDue(t, o, other, 5, false) // it was not refused there
+}
+
 func TestCutOffMakesAllDue(t *testing.T) {
 	o := newOutbox(func(l *Limits) { l.BatchBytesMax = 1 })
 	add(t, o, "a")
