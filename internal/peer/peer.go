@@ -26,6 +26,8 @@ const (
 	helloTimeout  = 5 * time.Second
 	retryDelayMin = 50 * time.Millisecond
 	retryDelayMax = time.Second // a member that comes back is found this soon
+	redialDelay   = 5 * time.Millisecond
+	redialsMax    = 4 // at most so many tries come of one Redial
 	pingInterval  = 5 * time.Second
 
 	// SilenceMax is how long a receiver waits for the next frame of a stream, of
@@ -63,13 +65,14 @@ type Link struct {
 	queue  queue
 	up     atomic.Bool   // the other side has accepted the present stream
 	nudgec chan struct{} // Nudge sends, Run takes; capacity 1: one covers others
+	dialc  chan struct{} // Redial sends, Run takes; likewise
 }
 
 // New returns a link that Run will serve. It owns the connections that dial
 // returns, the first of which it asks for now.
 func New(member roster.Member, hello *kvpb.Hello, dial func() *grpc.ClientConn, events Events) *Link {
 	l := &Link{member: member, hello: hello, dial: dial, events: events,
-		queue: queue{wakec: make(chan struct{}, 1)}, nudgec: make(chan struct{}, 1)}
+		queue: queue{wakec: make(chan struct{}, 1)}, nudgec: make(chan struct{}, 1), dialc: make(chan struct{}, 1)}
 	l.conn.Store(dial())
 	return l
 }
@@ -102,7 +105,7 @@ func (l *Link) overflow(first bool) {
 // Run sends until the context ends, then closes the connection.
 func (l *Link) Run(ctx context.Context) {
 	defer l.Close()
-	delay := retryDelayMin
+	delay, quick := retryDelayMin, 0 // quick: how many tries are to follow soon on each other
 	for ctx.Err() == nil {
 		worked, err := l.stream(ctx)
 		if l.queue.drop() || worked {
@@ -112,12 +115,20 @@ func (l *Link) Run(ctx context.Context) {
 			l.events.TurnedAway(l.member.RaftID, err)
 		}
 		if worked {
-			delay = retryDelayMin
+			delay, quick = retryDelayMin, 0
 		} else {
 			l.doubt(err)
 		}
-		l.pause(ctx, delay/2+rand.N(delay/2)) // jitter: not all members at once
-		delay = min(2*delay, retryDelayMax)
+		switch {
+		case quick > 0:
+			quick--
+			l.pause(ctx, redialDelay)
+			l.conn.Load().ResetConnectBackoff()
+		case l.pause(ctx, delay/2+rand.N(delay/2)): // jitter: not all members at once
+			quick = redialsMax - 1
+		default:
+			delay = min(2*delay, retryDelayMax)
+		}
 	}
 }
 
@@ -135,21 +146,40 @@ func (l *Link) doubt(err error) {
 	_ = l.conn.Swap(l.dial()).Close() // nothing more to do about an error
 }
 
-// pause waits before the next try; after the shortest delay a nudge ends it.
-func (l *Link) pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(min(d, retryDelayMin))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-		return
-	}
-	timer.Reset(max(d-retryDelayMin, 0))
-	select {
-	case <-l.nudgec:
+// pause waits before the next try. A redial ends it, and after the shortest
+// delay a nudge does. It reports whether it was a redial.
+func (l *Link) pause(ctx context.Context, d time.Duration) (redial bool) {
+	shortest, whole := time.NewTimer(min(d, retryDelayMin)), time.NewTimer(d)
+	defer shortest.Stop()
+	defer whole.Stop()
+	var nudgec chan struct{} // l.nudgec from the shortest delay on
+	for {
+		select {
+		case <-shortest.C:
+			nudgec = l.nudgec
+			continue
+		case <-l.dialc:
+			redial = true
+		case <-nudgec:
+		case <-whole.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
 		l.conn.Load().ResetConnectBackoff()
-	case <-timer.C:
-	case <-ctx.Done():
+		return redial
+	}
+}
+
+// Redial has the next try made at once: now if there is no stream, or else when
+// the stream ends. It is for who has reason to believe that it has ended, or is
+// about to, and wants to know why. A few more tries follow soon, because the
+// kernel of a process that dies may take a connection before it closes the
+// listener. Whoever is there ends that by accepting a stream.
+func (l *Link) Redial() {
+	select {
+	case l.dialc <- struct{}{}:
+	default: // one is pending
 	}
 }
 
