@@ -16,7 +16,8 @@ type leadership struct {
 	raftID uint64 // 0: nobody known
 	term   uint64
 	state  raft.StateType
-	ready  bool   // we lead and have committed an entry of our term
+	begun  bool   // an entry of the term is known to be committed, so its leader answers
+	ready  bool   // begun, and we lead
 	since  uint64 // the tick of the last change
 	told   bool   // that calls wait for a leader
 	voice  uint64 // the raft ID of whom a leader's message last came from

@@ -362,14 +362,14 @@ func (l *loop) observe(rd raft.Ready) {
 	changed := false
 	if rd.HardState != nil && rd.HardState.GetTerm() != l.lead.term {
 		l.lead.term = rd.HardState.GetTerm()
-		l.lead.ready, changed = false, true
+		l.lead.ready, l.lead.begun, changed = false, false, true
 	}
 	if s := rd.SoftState; s != nil {
 		if s.Lead != l.lead.raftID {
 			l.logger.Info("leader changed", "leader", roster.MemberID(s.Lead), "term", l.lead.term)
 		}
 		l.lead.raftID, l.lead.state, changed = s.Lead, s.RaftState, true
-		l.lead.ready = false
+		l.lead.ready, l.lead.begun = false, false
 	}
 	if changed {
 		l.change.proposed, l.change.index = false, 0
@@ -401,10 +401,13 @@ func (l *loop) commit(entries []*pb.Entry) error {
 		tasks = append(tasks, t)
 	}
 	l.tasks.push(tasks)
-	if last := entries[len(entries)-1]; l.lead.raftID == l.raftID && !l.lead.ready && last.GetTerm() == l.lead.term {
-		l.lead.ready = true
-		l.reads.AskAgain()
-		l.publish()
+	if last := entries[len(entries)-1]; !l.lead.begun && last.GetTerm() == l.lead.term {
+		l.lead.begun = true
+		l.reads.AskAgain() // what came before this is not answered; see step
+		if l.lead.raftID == l.raftID {
+			l.lead.ready = true
+			l.publish()
+		}
 	}
 	return nil
 }
