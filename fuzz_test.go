@@ -34,6 +34,7 @@ func (n *nowhere) forward(uint64, outbox.Batch)                      {}
 func (n *nowhere) refuse(_, _ uint64)                                {}
 func (n *nowhere) stand(uint64, *kvpb.Standing)                      {}
 func (n *nowhere) room(int64)                                        {}
+func (n *nowhere) redial(uint64)                                     {}
 func (n *nowhere) sendSnapshot(*pb.Message, *snapshotHandle) bool    { return false }
 
 // A target is member 2, driven by hand.

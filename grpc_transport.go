@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -60,6 +61,8 @@ type link struct {
 	cancel context.CancelFunc
 }
 
+type dialer = func(ctx context.Context, addr string) (net.Conn, error)
+
 func newGRPCTransport(n *Node) *grpcTransport {
 	t := &grpcTransport{
 		node: n, links: make(map[uint64]*link), inbox: semaphore.NewWeighted(inboxBytesMax),
@@ -69,14 +72,18 @@ func newGRPCTransport(n *Node) *grpcTransport {
 	return t
 }
 
-// dial returns a connection to an address. It connects when it is first used.
-func (t *grpcTransport) dial(addr string) (*grpc.ClientConn, error) {
-	dialer := t.node.cfg.Dialer
-	if dialer == nil {
-		dialer = func(ctx context.Context, addr string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "tcp", addr)
-		}
+// dialer makes a network connection to an address.
+func (t *grpcTransport) dialer(ctx context.Context, addr string) (net.Conn, error) {
+	if d := t.node.cfg.Dialer; d != nil {
+		return d(ctx, addr)
 	}
+	return new(net.Dialer).DialContext(ctx, "tcp", addr)
+}
+
+// dial returns a connection to an address. It connects when it is first used.
+func (t *grpcTransport) dial(addr string) (*grpc.ClientConn, error) { return t.dialBy(t.dialer, addr) }
+
+func (t *grpcTransport) dialBy(dialer dialer, addr string) (*grpc.ClientConn, error) {
 	// Escaped, because the target is a URL, and not every address is part of one:
 	// the zone of [fe80::1%eth0]:21001 looks like half an escape.
 	conn, err := grpc.NewClient("passthrough:///"+url.PathEscape(addr),
@@ -124,8 +131,15 @@ func (t *grpcTransport) connect(self *kvpb.Identity, members []roster.Member) {
 
 func (t *grpcTransport) link(m roster.Member) *link {
 	ctx, cancel := context.WithCancel(t.ctx)
+	dialer := func(ctx context.Context, addr string) (net.Conn, error) {
+		conn, err := t.dialer(ctx, addr)
+		if errors.Is(err, syscall.ECONNREFUSED) { // of what gRPC makes of the error only the text is left
+			t.node.post(func(l *loop) { l.presumeDead(m.RaftID) })
+		}
+		return conn, err
+	}
 	dial := func() *grpc.ClientConn {
-		conn, err := t.dial(m.Addr)
+		conn, err := t.dialBy(dialer, m.Addr)
 		if err != nil {
 			panic(fmt.Sprintf("raftkv: BUG: %v", err)) // only the options can be wrong
 		}
@@ -175,6 +189,12 @@ func (t *grpcTransport) stand(to uint64, s *kvpb.Standing) {
 	}
 }
 
+func (t *grpcTransport) redial(raftID uint64) {
+	if l := t.to(raftID); l != nil {
+		l.Redial()
+	}
+}
+
 // Connected is called by links.
 func (t *grpcTransport) Connected(raftID uint64) {
 	t.node.post(func(l *loop) { l.connected(raftID) })
@@ -210,9 +230,13 @@ func (t *grpcTransport) Messages(s grpc.BidiStreamingServer[kvpb.MessagesRequest
 		return t.node.status(err)
 	}
 	var self *kvpb.Identity
+	from := hello.GetHello().GetFrom().GetRaftId()
 	err = t.ask(func(l *loop) error {
 		err := l.welcome(hello.GetHello()) // which may make us somebody
 		self = l.identity()
+		if err == nil {
+			l.streamBegan(from)
+		}
 		return err
 	})
 	resp := &kvpb.MessagesResponse{Identity: self}
@@ -224,6 +248,7 @@ func (t *grpcTransport) Messages(s grpc.BidiStreamingServer[kvpb.MessagesRequest
 		t.refused(hello.GetHello(), err)
 		return t.node.status(err)
 	}
+	defer t.node.post(func(l *loop) { l.streamEnded(from) }) // after the last of its frames
 	if err := s.Send(resp); err != nil {
 		return err
 	}

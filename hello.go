@@ -221,12 +221,14 @@ func (l *loop) met(raftID uint64, who *kvpb.Identity) {
 		l.links.inPlace[raftID] = nonce
 		l.logger.Info("a new process answers in place of a member", "of", m.ID(), "addr", m.Addr, "blank", who.GetRaftId() == 0)
 	}
+	l.presumeDead(raftID)
 }
 
 // heard notes that a member lives.
 func (l *loop) heard(raftID uint64) {
 	l.links.contact[raftID] = l.now
 	delete(l.links.inPlace, raftID)
+	l.dropHint(raftID)
 }
 
 // connected takes the news that a member has accepted our stream.

@@ -130,6 +130,9 @@ func (l *loop) standsFor(raftID uint64, s *kvpb.Standing) {
 	if s.GetAsks() {
 		l.net.stand(raftID, l.ownStanding())
 	}
+	if !s.GetHearsLeader() {
+		l.standAgain()
+	}
 }
 
 // agrees reports whether a voter has said lately that it hears of no leader

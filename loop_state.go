@@ -22,6 +22,7 @@ type leadership struct {
 	told   bool   // that calls wait for a leader
 	voice  uint64 // the raft ID of whom a leader's message last came from
 	heard  uint64 // the tick of that
+	hint   hint   // that its process has ended
 }
 
 // change is how far membership changes are. Raft may turn a proposed one into an
@@ -46,6 +47,7 @@ type snaps struct {
 // links is what the loop knows of other processes.
 type links struct {
 	contact      map[uint64]uint64        // raft ID to the tick of the last message
+	streams      map[uint64]int           // by raft ID: how many we receive on
 	standing     map[uint64]standing      // by raft ID: how others see the cluster
 	inPlace      map[uint64]string        // raft ID to the nonce of the process that answers in its place
 	guests       map[uint64]roster.Member // members that our roster does not show yet
@@ -73,7 +75,7 @@ func newSnaps() snaps { return snaps{again: make(map[uint64]uint64)} }
 // of one raft ID: the counts, and the room that is owed to receivers.
 func newLinks(old links) links {
 	return links{
-		contact: make(map[uint64]uint64), inPlace: make(map[uint64]string), standing: make(map[uint64]standing), guests: make(map[uint64]roster.Member),
+		contact: make(map[uint64]uint64), streams: make(map[uint64]int), inPlace: make(map[uint64]string), standing: make(map[uint64]standing), guests: make(map[uint64]roster.Member),
 		sending: make(map[uint64]bool), appended: make(map[uint64]sentAppend), acknowledged: make(map[uint64]sentAppend),
 		held: make(map[uint64]*pb.Message), eager: make(map[uint64]uint64), lost: make(map[uint64]bool),
 		blamed: make(map[string]bool), owed: old.owed, refused: old.refused,

@@ -21,6 +21,7 @@ func (l *loop) tick() {
 	}
 	l.rest()
 	l.raw.Tick()
+	l.standOnHint()
 	l.doubtLeader()
 	l.leaveInGoodHands()
 	l.tendSnapshots()

@@ -90,6 +90,8 @@ type transport interface {
 	stand(to uint64, s *kvpb.Standing)
 	// room says that so many bytes of frames no longer wait for the loop.
 	room(bytes int64)
+	// redial tries to reach a member at once, unless there is a stream to it.
+	redial(raftID uint64)
 	// sendSnapshot begins to send a state, and has snapshotSent called in the
 	// end. It returns false if as many as allowed are on their way.
 	sendSnapshot(m *pb.Message, h *snapshotHandle) bool

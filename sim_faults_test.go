@@ -29,6 +29,7 @@ var allFaults = []simFault{
 	{"bridge", 30 * time.Second, (*world).bridge},
 	{"chain", 30 * time.Second, (*world).chain},
 	{"broken stream", 3 * time.Second, func(w *world) { a := w.aPath()[0]; w.breakStreams(a.from, a.to) }},
+	{"false evidence", 5 * time.Second, (*world).falseEvidence},
 	{"slow link", 10 * time.Second, (*world).slowLink},
 	{"paused member", 10 * time.Second, func(w *world) { w.pauseFor(w.someProcess()) }},
 	{"paused leader", 8 * time.Second, func(w *world) { w.pauseFor(w.leader()) }},
@@ -101,7 +102,7 @@ func (f *nemesis) stop() {
 	f.active = false
 	for _, row := range w.paths {
 		for _, p := range row {
-			p.cuts = 0
+			p.cuts, p.refuses = 0, 0
 			w.heal(p)
 			p.delay = w.plan.delay
 		}
@@ -221,6 +222,23 @@ func (w *world) slowLink() {
 	p := w.aPath()[0]
 	p.delay = w.between(20*time.Millisecond, time.Second)
 	w.after(w.aWhile(), func() { p.delay = w.plan.delay })
+}
+
+// falseEvidence has some members believe that the leader's process is gone, while
+// it lives: their streams break, and their dials are refused.
+func (w *world) falseEvidence() {
+	leader := w.leaderPlace()
+	some := w.rnd.Float64()
+	for at := range w.places {
+		if at == leader.at || !w.chance(some) {
+			continue
+		}
+		w.paths[at][leader.at].refuses = w.now + w.between(0, 3*time.Second)
+		w.after(w.about(5*time.Millisecond), func() {
+			w.breakStreams(leader.at, at)
+			w.breakStreams(at, leader.at)
+		})
+	}
 }
 
 func (w *world) pauseFor(p *process) {

@@ -22,6 +22,8 @@ type facts struct {
 	w       *world
 	leaders map[uint64]uint64    // who led a term, by raft ID
 	votes   map[[2]uint64]uint64 // by voter and term, whom for
+	asked   map[[2]uint64]bool   // by voter and term, that it has asked for pre-votes
+	called  map[[2]uint64]bool   // by voter and term, that the leader of the term before has called on it to stand
 	owners  map[uint64]*process  // whose a raft ID is
 	entries map[[2]uint64]uint64 // by index and term, the hash of an entry
 	states  map[uint64]uint64    // by index, the hash of the state
@@ -46,12 +48,13 @@ type processSeen struct {
 	lost            bool // that it said that a majority is lost
 	ready           bool // that it has ever said so
 	footing         footing
-	pending         int // writes of callers before the applier's round
+	hinted          uint64 // the tick of the latest hint
+	pending         int    // writes of callers before the applier's round
 }
 
 func newFacts(w *world) *facts {
 	return &facts{
-		w: w, leaders: make(map[uint64]uint64), votes: make(map[[2]uint64]uint64), owners: make(map[uint64]*process),
+		w: w, leaders: make(map[uint64]uint64), votes: make(map[[2]uint64]uint64), asked: make(map[[2]uint64]bool), called: make(map[[2]uint64]bool), owners: make(map[uint64]*process),
 		entries: make(map[[2]uint64]uint64), states: make(map[uint64]uint64), rosters: make(map[uint64]*roster.Roster),
 		model: newModel(), sent: make(map[[2]uint64]bool),
 	}
@@ -77,9 +80,15 @@ func (f *facts) spoken(p *process, m *pb.Message) {
 		f.w.fail("raft ID %x speaks for a process of member %d, which is not it or does not run", from, p.place.id)
 	}
 	switch kind {
-	case pb.MsgApp, pb.MsgHeartbeat, pb.MsgSnap, pb.MsgTimeoutNow:
+	case pb.MsgTimeoutNow:
+		f.called[[2]uint64{m.GetTo(), term + 1}] = true
 		f.led(from, term)
+	case pb.MsgApp, pb.MsgHeartbeat, pb.MsgSnap:
+		f.led(from, term)
+	case pb.MsgPreVote:
+		f.asked[[2]uint64{from, term}] = true
 	case pb.MsgVote:
+		f.stood(m)
 		f.voted(from, term, from)
 	case pb.MsgVoteResp:
 		if !m.GetReject() {
@@ -95,9 +104,36 @@ func (f *facts) led(raftID, term uint64) {
 	case 0:
 		f.leaders[term] = raftID
 		f.w.count.add("leader changes", 1)
+		if p := f.owners[raftID]; p != nil && p.n.loop.lead.hint.term+1 == term {
+			f.w.count.add("leader changes after a hint", 1)
+		}
 		f.w.note(roster.MemberID(raftID), "leads", raftID, term, 0)
 	default:
 		f.w.fail("term %d has two leaders, raft IDs %x and %x", term, leader, raftID)
+	}
+}
+
+// stood checks that nobody raises the term without a pre-vote, but for whom the
+// leader has called on.
+func (f *facts) stood(m *pb.Message) {
+	at := [2]uint64{m.GetFrom(), m.GetTerm()}
+	if isCalled := len(m.GetContext()) > 0; isCalled && !f.called[at] || !isCalled && !f.asked[at] {
+		f.w.fail("raft ID %x stands for election in term %d; pre-votes: %v, called on: %v", at[0], at[1], f.asked[at], f.called[at])
+	}
+}
+
+// hinted counts the hints that a process follows.
+func (f *facts) hinted(p *process) {
+	h := p.n.loop.lead.hint
+	if h.since == p.seen.hinted {
+		return
+	}
+	p.seen.hinted = h.since
+	f.w.note(p.place.id, "hint", h.of, h.term, 0)
+	if m, _ := p.n.loop.roster.Lookup(h.of); f.w.runs(m) != nil {
+		f.w.count.add("hints at a leader that lives", 1)
+	} else {
+		f.w.count.add("hints at a dead leader", 1)
 	}
 }
 
@@ -141,6 +177,7 @@ func (f *facts) afterRound(p *process) {
 		seen.roster = l.roster
 		f.memberships(p, l.roster)
 	}
+	f.hinted(p)
 	f.checkLost(p)
 	f.stand(p)
 	f.checkReady(p)

@@ -26,6 +26,8 @@ const (
 	simDialTimeout  = 2 * time.Second
 	simRetryMin     = 50 * time.Millisecond
 	simRetryMax     = time.Second
+	simRedialDelay  = 5 * time.Millisecond
+	simRedialsMax   = 4
 	simKeepalive    = 13 * time.Second // until a silent connection is given up
 	simQueueMax     = 4096
 	simOldFrames    = 16 // of a stream, that may come again
@@ -50,6 +52,7 @@ type simLink struct {
 	delay   time.Duration
 	since   time.Duration // when the pause began
 	pausing bool
+	redials int         // tries that are still to be made without a pause
 	stream  *stream     // nil unless the other side has accepted it
 	old     []*simFrame // the last of this and earlier streams, for them to come again
 	oldTo   *process
@@ -146,6 +149,16 @@ func (t *simTransport) stand(to uint64, s *kvpb.Standing) {
 	}
 }
 
+func (t *simTransport) redial(raftID uint64) {
+	l := t.links[raftID]
+	if l == nil {
+		return
+	}
+	if l.redials = simRedialsMax; l.pausing && l.stream == nil && !l.ended {
+		l.dialSoon(0)
+	}
+}
+
 // simAdd queues something, or drops it and says so once.
 func simAdd[T any](l *simLink, list *[]T, item T) {
 	if len(*list) >= simQueueMax {
@@ -193,20 +206,20 @@ func (l *simLink) dial() {
 		return
 	}
 	l.try++
-	l.pausing = false
+	l.pausing, l.redials = false, max(0, l.redials-1)
 	try := l.try
 	to := w.placeOf(l.member.Addr)
 	there, back := w.paths[p.place.at][to.at], w.paths[to.at][p.place.at]
-	if there.cut || back.cut {
+	if there.cut || back.cut || w.procs[to.at] == nil && to.dark {
 		p.timer(simDialTimeout, func() { l.failed(try, errUnreachable, false) })
 		return
 	}
 	p.timer(simHelloTimeout, func() { l.failed(try, errUnreachable, false) })
 	w.after(there.takes(w), func() {
 		q := w.procs[to.at]
-		if q == nil || there.cut {
+		if q == nil || there.cut || there.refuses > w.now {
 			if !back.cut {
-				w.after(back.takes(w), func() { p.arrive(func() { l.failed(try, errUnreachable, false) }) })
+				w.after(back.takes(w), func() { p.arrive(func() { l.refused(try, !there.cut && !to.isDying()) }) })
 			}
 			return
 		}
@@ -286,11 +299,28 @@ func (l *simLink) answered(try int, to *process, self *kvpb.Identity, err error)
 	}
 	l.try++
 	l.delay = simRetryMin
-	l.stream = &stream{link: l, to: to, from: l.net.self.GetRaftId(), self: l.member.RaftID}
+	from := l.net.self.GetRaftId()
+	l.stream = &stream{link: l, to: to, from: from, self: l.member.RaftID}
 	to.inbound[l.stream] = true
+	to.arrive(func() { to.n.post(func(loop *loop) { loop.streamBegan(from) }) })
 	l.net.p.n.post(func(loop *loop) { loop.connected(l.member.RaftID) })
 	l.net.p.w.replay(l.stream)
 	l.wake()
+}
+
+// isDying reports whether a kernel that has just lost its process here may still
+// take a connection, only to end it.
+func (pl *place) isDying() bool {
+	return pl.w.procs[pl.at] == nil && pl.w.now-pl.died < pl.w.between(0, 4*time.Millisecond)
+}
+
+// refused ends an attempt because nobody listens there, or because the network
+// has lost it.
+func (l *simLink) refused(try int, told bool) {
+	if told && !l.ended {
+		l.net.p.n.post(func(loop *loop) { loop.presumeDead(l.member.RaftID) })
+	}
+	l.failed(try, errUnreachable, false)
 }
 
 // failed ends an attempt and begins the pause before the next.
@@ -319,6 +349,11 @@ func (l *simLink) lost(worked bool, err error, told bool) {
 		}
 	})
 	l.delay = min(2*l.delay, simRetryMax)
+	if worked && l.redials > 0 {
+		l.dialSoon(0)
+	} else if l.redials > 0 {
+		l.dialSoon(simRedialDelay)
+	}
 }
 
 // drop empties the queue and reports whether anything was in it.
@@ -334,9 +369,14 @@ func (l *simLink) nudge() {
 	if l.stream != nil || !l.pausing || l.ended {
 		return
 	}
+	l.dialSoon(max(0, simRetryMin-(l.net.p.w.now-l.since)))
+}
+
+// dialSoon ends the pause after a time.
+func (l *simLink) dialSoon(d time.Duration) {
 	l.pausing = false
-	try, p := l.try, l.net.p
-	p.timer(max(0, simRetryMin-(p.w.now-l.since)), func() {
+	try := l.try
+	l.net.p.timer(d, func() {
 		if l.try == try {
 			l.dial()
 		}

@@ -22,6 +22,7 @@ type path struct {
 	cut      bool
 	since    time.Duration // when it was cut
 	delay    time.Duration // of a packet, about
+	refuses  time.Duration // until when dials are refused, whoever is there
 	held     []heldFrame   // what waits for a cut path, as TCP sends it again
 }
 
@@ -177,14 +178,16 @@ func (s *stream) post(f frame.Frame, proposals []outbox.Batch) {
 	})
 }
 
-// breakOff ends a stream. Its sender learns of it, unless the network is cut: then
-// when its patience ends. What is on its way may still arrive or not.
+// breakOff ends a stream. Both ends learn of it, unless the network is cut or the
+// machine at the other end is gone: then when their patience ends. What is on its
+// way may still arrive or not.
 func (s *stream) breakOff(err error, told bool) {
 	if s.broken {
 		return
 	}
 	s.broken, s.ended = true, s.link.net.p.w.now
 	delete(s.to.inbound, s)
+	s.tellReceiver()
 	l, w := s.link, s.link.net.p.w
 	if l.ended || !l.net.p.alive {
 		return
@@ -198,6 +201,20 @@ func (s *stream) breakOff(err error, told bool) {
 		d, err, told = simKeepalive, errUnreachable, false
 	}
 	w.after(d, func() { s.tellSender(err, told) })
+}
+
+// tellReceiver has the receiver notice that a stream has ended, after all that it
+// carried.
+func (s *stream) tellReceiver() {
+	sender, to := s.link.net.p, s.to
+	w, there := sender.w, sender.w.paths[sender.place.at][to.place.at]
+	d := there.takes(w)
+	if there.cut || !sender.alive && sender.place.dark {
+		d = simKeepalive
+	}
+	w.at(max(w.now+d, s.last+1), func() {
+		to.arrive(func() { to.n.post(func(l *loop) { l.streamEnded(s.from) }) })
+	})
 }
 
 // tellSender has the sender notice that its stream has ended.

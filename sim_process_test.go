@@ -18,6 +18,8 @@ type place struct {
 	lives int           // processes that have run here
 	slow  time.Duration // how long its applier dawdles
 	lag   time.Duration // how long its loop takes to wake
+	died  time.Duration // when its latest process did
+	dark  bool          // its machine is gone with the process, until the next one starts
 }
 
 // A process is one life of a member: a Node as Start would make it, without
@@ -48,6 +50,7 @@ type process struct {
 // launch starts a blank process at a place.
 func (w *world) launch(pl *place) *process {
 	pl.lives++
+	pl.dark = false
 	cfg, err := Config{ID: pl.id, Addr: pl.addr, Timing: w.plan.timing, Limits: w.plan.limits}.withDefaults()
 	if err != nil {
 		w.fail("config: %v", err)
@@ -234,6 +237,7 @@ func (p *process) end(cause error) {
 func (p *process) crash(silent bool) {
 	p.w.note(p.place.id, "crash", p.n.loop.raftID, 0, 0)
 	p.loseCalls()
+	p.place.dark = silent
 	p.drop(silent)
 }
 
@@ -241,6 +245,7 @@ func (p *process) drop(silent bool) {
 	led := p.w.leader() == p
 	p.alive = false
 	p.w.procs[p.place.at] = nil
+	p.place.died = p.w.now
 	p.w.facts.died(p, led)
 	p.net.die(silent)
 	p.timers, p.arrivals, p.calls = nil, nil, nil

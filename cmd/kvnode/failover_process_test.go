@@ -12,12 +12,16 @@ import (
 // go test ./cmd/kvnode -run KilledLeaders -kills 30 -v
 var kills = flag.Int("kills", 3, "how many leaders to kill, one after another")
 
+// failoverMedianMax is far above the few milliseconds that it takes, and far below
+// the election timeout.
+const failoverMedianMax = 300 * time.Millisecond
+
 // TestKilledLeaders measures how long writes stand still when the leader's
 // process dies, and checks that no acknowledged write is missing.
 //
-// Raft draws each member's timeout from one to two election timeouts and the
-// first of two survivors ends the wait, so the median is 1.3 in theory. It is
-// held to 1.5 only where there are enough kills for a median.
+// The survivors do not wait for the election timeout: their dials to the dead
+// process are refused at once. The median is held to its limit only where there
+// are enough kills for one. Where a vote is split after all, a timeout has to pass.
 func TestKilledLeaders(t *testing.T) {
 	p := startMembers(t, 3)
 	var gaps []time.Duration
@@ -27,8 +31,8 @@ func TestKilledLeaders(t *testing.T) {
 		before, after := fmt.Sprintf("before %d", i), fmt.Sprintf("after %d", i)
 		survivor := p.others(leader)[i%2] // both find their way
 		p.putThrough(leader, before)
-		p.kill(leader)
 		killed := time.Now()
+		p.kill(leader)
 		p.putThrough(survivor, after)
 		gaps = append(gaps, time.Since(killed))
 		keys = append(keys, before, after)
@@ -39,11 +43,11 @@ func TestKilledLeaders(t *testing.T) {
 	slices.Sort(gaps)
 	median := gaps[len(gaps)/2]
 	t.Logf("from kill to the next acknowledged write: median %v, all %v", median, gaps)
-	if worst := gaps[len(gaps)-1]; worst > 3*election {
-		t.Errorf("writes stood still for %v, want at most %v", worst, 3*election)
+	if worst := gaps[len(gaps)-1]; worst > 2*election {
+		t.Errorf("writes stood still for %v, want at most %v", worst, 2*election)
 	}
-	if len(gaps) >= 20 && median > election*3/2 {
-		t.Errorf("the median is %v, want at most %v", median, election*3/2)
+	if len(gaps) >= 20 && median > failoverMedianMax {
+		t.Errorf("the median is %v, want at most %v", median, failoverMedianMax)
 	}
 	p.wantSameState()
 }
