@@ -88,4 +88,12 @@ var bugs = []bug{
 	{name: "a blank process keeps a member's vote: replaced without a joint change", edits: []edit{{"internal/roster/change.go",
 		"\treturn change(&kvpb.ConfContext{IfIndex: r.Index},\n\t\tsingle(pb.ConfChangeAddNode, newest.RaftID), single(pb.ConfChangeRemoveNode, old.RaftID))\n",
 		"\treturn change(&kvpb.ConfContext{IfIndex: r.Index}, single(pb.ConfChangeAddNode, newest.RaftID))\n"}}},
+	{name: "hint skips the pre-vote", edits: []edit{
+		{"loop_hint.go",
+			"import \"example.com/raftkv/internal/roster\"\n",
+			"import (\n\tpb \"go.etcd.io/raft/v3/raftpb\"\n\n\t\"example.com/raftkv/internal/roster\"\n)\n"},
+		{"loop_hint.go",
+			"\t_ = l.raw.Campaign() // with a pre-vote; it has no error\n",
+			"\t_ = l.raw.Step(&pb.Message{Type: pb.MsgTimeoutNow.Enum(), From: &h.of, To: &l.raftID, Term: &h.term})\n"},
+	}},
 }
