@@ -6,6 +6,7 @@ import (
 
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
 
 	"example.com/raftkv/internal/roster"
 	kvpb "example.com/raftkv/proto/raftkv/v1"
@@ -195,4 +196,39 @@ func TestFirstVoterStandsAgainWhenAnotherHearsNobody(t *testing.T) {
 	s.standsFor(roster.RaftID(3, 3), new(kvpb.Standing))
 	s.settle()
 	s.want("the other does not", 0, 2, true)
+}
+
+// TestReadersAskAgainWhenTheLeaderBegins: it ignores what it was asked before it
+// has committed in its term, and they must not wait for their next turn.
+func TestReadersAskAgainWhenTheLeaderBegins(t *testing.T) {
+	s := newSurvivor(t)
+	s.reads.Join()
+	s.hears(1, 2)
+	s.settle()
+	asked := func(when string, want int) {
+		t.Helper()
+		n := 0
+		for _, kind := range s.net.sent {
+			if kind == pb.MsgReadIndex {
+				n++
+			}
+		}
+		if n != want {
+			t.Errorf("%s: asked %d times, want %d", when, n, want)
+		}
+	}
+	asked("a leader", 1)
+	from, to, term, index := roster.RaftID(1, 1), s.raftID, uint64(2), uint64(1)
+	for range 2 { // the second brings nothing new
+		index++
+		before := index - 1
+		entry := &pb.Entry{Term: &term, Index: &index}
+		m := &pb.Message{Type: pb.MsgApp.Enum(), From: &from, To: &to, Term: &term, Index: &before, LogTerm: new(before), Entries: []*pb.Entry{entry}, Commit: &index}
+		if err := s.receive(from, []*pb.Message{proto.CloneOf(m)}); err != nil {
+			t.Fatal(err)
+		}
+		s.settle()
+		s.settle()
+		asked("a committed entry", 2)
+	}
 }
