@@ -119,6 +119,7 @@ func TestTwoOfFiveKilled(t *testing.T) {
 		ids := []uint64{leader, others[rng.IntN(len(others))]}
 		p.kill(ids...)
 		outages = append(outages, l.wantWrites(outageMax, "with two of five lost"))
+		p.pass(absenceMax / 2)
 		healings = append(healings, p.restart(ids...))
 		l.check()
 	}
