@@ -62,8 +62,9 @@ type Timing struct {
 	Heartbeat time.Duration
 
 	// Election is how long a follower waits for a leader before it stands for
-	// election: a multiple of Tick, at least 5 heartbeats. A leader that dies
-	// is replaced after one to two times this long. Default 1 s.
+	// election: a multiple of Tick, at least 5 heartbeats. A leader that falls
+	// silent is replaced after one to two times this long; one whose process
+	// dies, as soon as the others find that its address refuses them. Default 1 s.
 	Election time.Duration
 }
 

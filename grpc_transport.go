@@ -133,7 +133,9 @@ func (t *grpcTransport) link(m roster.Member) *link {
 	ctx, cancel := context.WithCancel(t.ctx)
 	dialer := func(ctx context.Context, addr string) (net.Conn, error) {
 		conn, err := t.dialer(ctx, addr)
-		if errors.Is(err, syscall.ECONNREFUSED) { // of what gRPC makes of the error only the text is left
+		// Here, because of what gRPC makes of the error only the text is left. On
+		// Windows the number is another, and the election timeout decides.
+		if errors.Is(err, syscall.ECONNREFUSED) {
 			t.node.post(func(l *loop) { l.presumeDead(m.RaftID) })
 		}
 		return conn, err
