@@ -29,7 +29,7 @@ func millionKeys(b *testing.B, keys int, while time.Duration) {
 	c.found(3)
 	n := c.leader()
 	benchFill(b, n, keys, benchValueBytes)
-	c.commit()
+	appliedEverywhere(b, c)
 	all := liveBytes()
 	dropLogs(c)
 	state := liveBytes()
@@ -49,6 +49,15 @@ func millionKeys(b *testing.B, keys int, while time.Duration) {
 	b.Run("what=writes", func(b *testing.B) {
 		writesBesideSnapshot(b, c, &ids, keys, while)
 	})
+}
+
+func appliedEverywhere(b *testing.B, c *cluster) {
+	revision := c.leader().Status().Revision
+	for _, n := range c.nodes {
+		if _, err := n.List(b.Context(), "none", MinRevision(revision)); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
 
 // liveBytes returns what is live in this process.
