@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"time"
+	"unsafe"
 
 	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
@@ -29,6 +30,7 @@ const (
 	// with a ping beside nearly every frame, which costs a third of the time of a
 	// call on a network that is faster than a ping.
 	windowBytes    = 16 << 20
+	streamWorkers  = 256                    // goroutines kept for calls; more calls start their own
 	answerTime     = 100 * time.Millisecond // kept for the answer before a deadline
 	listFrameBytes = 256 << 10              // of keys and values in one ListResponse
 	listFrameKeys  = 1024
@@ -43,7 +45,7 @@ func (n *Node) newServer() *grpc.Server {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.MaxConcurrentStreams(streamsMax), grpc.MaxHeaderListSize(headerBytesMax),
 		grpc.MaxRecvMsgSize(frameBytesMax), grpc.MaxSendMsgSize(frameBytesMax),
-		grpc.WaitForHandlers(true),
+		grpc.WaitForHandlers(true), grpc.NumStreamWorkers(streamWorkers),
 		grpc.InitialWindowSize(windowBytes), grpc.InitialConnWindowSize(windowBytes),
 		grpc.UnaryInterceptor(n.interceptUnary), grpc.StreamInterceptor(n.interceptStream),
 	)
@@ -99,7 +101,7 @@ func (n *Node) interceptStream(srv any, s grpc.ServerStream, _ *grpc.StreamServe
 func early(ctx context.Context) (context.Context, context.CancelFunc) {
 	deadline, ok := ctx.Deadline()
 	if !ok {
-		return context.WithCancel(ctx)
+		return ctx, func() {}
 	}
 	return context.WithDeadline(ctx, deadline.Add(-min(time.Until(deadline)/10, answerTime)))
 }
@@ -152,7 +154,7 @@ func writeOptionsOf(revision *uint64) []WriteOption {
 }
 
 func (s *kvServer) Put(ctx context.Context, req *kvpb.PutRequest) (*kvpb.PutResponse, error) {
-	revision, err := s.node.Put(ctx, string(req.GetKey()), req.GetValue(), writeOptionsOf(req.IfRevision)...)
+	revision, err := s.node.Put(ctx, textOf(req.GetKey()), req.GetValue(), writeOptionsOf(req.IfRevision)...)
 	if err != nil {
 		return nil, s.node.answer(ctx, err)
 	}
@@ -160,7 +162,7 @@ func (s *kvServer) Put(ctx context.Context, req *kvpb.PutRequest) (*kvpb.PutResp
 }
 
 func (s *kvServer) Delete(ctx context.Context, req *kvpb.DeleteRequest) (*kvpb.DeleteResponse, error) {
-	revision, err := s.node.Delete(ctx, string(req.GetKey()), writeOptionsOf(req.IfRevision)...)
+	revision, err := s.node.Delete(ctx, textOf(req.GetKey()), writeOptionsOf(req.IfRevision)...)
 	if err != nil {
 		return nil, s.node.answer(ctx, err)
 	}
@@ -179,15 +181,19 @@ func readOptionsOf(stale bool, revision uint64) []ReadOption {
 }
 
 func (s *kvServer) Get(ctx context.Context, req *kvpb.GetRequest) (*kvpb.GetResponse, error) {
-	kv, err := s.node.Get(ctx, string(req.GetKey()), readOptionsOf(req.GetStale(), req.GetMinRevision())...)
+	kv, err := s.node.Get(ctx, textOf(req.GetKey()), readOptionsOf(req.GetStale(), req.GetMinRevision())...)
 	if errors.Is(err, ErrNotFound) {
 		return &kvpb.GetResponse{}, nil
 	}
 	if err != nil {
 		return nil, s.node.answer(ctx, err)
 	}
-	return &kvpb.GetResponse{Kv: kv.proto()}, nil
+	return &kvpb.GetResponse{Kv: &kvpb.KeyValue{Key: req.GetKey(), Value: kv.Value, Revision: kv.Revision}}, nil
 }
+
+// textOf returns bytes that nobody changes as a string. Those of a request are:
+// gRPC makes a message for each call and forgets it.
+func textOf(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 func (kv KeyValue) proto() *kvpb.KeyValue {
 	return &kvpb.KeyValue{Key: []byte(kv.Key), Value: kv.Value, Revision: kv.Revision}
