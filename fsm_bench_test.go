@@ -90,7 +90,7 @@ func (a *applyBench) run(b *testing.B, prepare func() []byte) {
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
-	cpu := cpuTime()
+	cpu := usage().cpu
 	b.ResetTimer()
 	n := 0
 	for b.Loop() {
@@ -100,7 +100,7 @@ func (a *applyBench) run(b *testing.B, prepare func() []byte) {
 		n++
 	}
 	b.StopTimer()
-	cpu = cpuTime() - cpu // with that of the garbage collector, beside what waits for it
+	cpu = usage().cpu - cpu // with that of the garbage collector, beside what waits for it
 	runtime.ReadMemStats(&after)
 	commands := float64(n) * float64(a.count)
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/commands, "ns/command")
@@ -171,13 +171,6 @@ func BenchmarkMemory(b *testing.B) {
 			}
 		})
 	}
-}
-
-func liveBytes() int64 {
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
 }
 
 func loadKeys(b *testing.B, f *fsm, keys int, scattered bool) {
