@@ -185,10 +185,10 @@ func (u cpuUsage) lost() float64 {
 // benchFill sets the first keys to values of a size.
 func benchFill(b *testing.B, n *Node, keys, size int) {
 	b.Helper()
-	const callers = 256
+	callers := min(256, 32<<20/size) // MaxPendingBytes has room for their writes
 	value := make([]byte, size)
 	var wg sync.WaitGroup
-	for first := range min(callers, 32<<20/size) {
+	for first := range callers {
 		wg.Go(func() {
 			for i := first; i < keys; i += callers {
 				if _, err := n.Put(b.Context(), string(appendKey(nil, i)), value); err != nil {
