@@ -154,7 +154,7 @@ func streamBare(b *testing.B, addr string, size int64) {
 
 // writesBesideSnapshot has callers write at half of the rate that they reach at
 // most, and compares how long a write takes while a learner is sent the state with
-// how long it takes before and after. An operation is such a transfer.
+// how long it takes before that. An operation is such a transfer.
 func writesBesideSnapshot(b *testing.B, c *cluster, ids *uint64, keys int, while time.Duration) {
 	const callers = 256
 	n := c.leader()
@@ -169,14 +169,14 @@ func writesBesideSnapshot(b *testing.B, c *cluster, ids *uint64, keys int, while
 	write.loop(b, callers, calls)
 	peak := float64(calls) / time.Since(begin).Seconds()
 
-	load := write.pace(b, callers, peak/2)
-	defer load.stop()
-	c.pause(while / 2)
 	var without, with histogram
 	var spent cpuUsage
 	b.ResetTimer()
 	for range b.N {
 		b.StopTimer()
+		runtime.GC() // nobody pays for the learner before
+		load := write.pace(b, callers, peak/2)
+		c.pause(while / 2)
 		load.cut()
 		c.pause(while)
 		without.merge(load.cut())
@@ -189,11 +189,8 @@ func writesBesideSnapshot(b *testing.B, c *cluster, ids *uint64, keys int, while
 			b.StopTimer()
 			spent = spent.plus(usage().since(before))
 			with.merge(load.cut())
+			load.stop() // what it owes by now would count as without
 		})
-		c.pause(while / 2) // until the collector is done with the learner
-		load.cut()
-		c.pause(while)
-		without.merge(load.cut())
 		b.StartTimer()
 	}
 	b.StopTimer()
@@ -225,6 +222,9 @@ func (do op) pace(b *testing.B, callers int, rate float64) *load {
 		l.wg.Go(func() {
 			r := rand.New(rand.NewPCG(uint64(i), 1))
 			for due := range l.duec {
+				if l.stopped() {
+					return
+				}
 				if err := do(r); err != nil {
 					b.Error(err)
 					return
@@ -273,6 +273,15 @@ func (l *load) cut() *histogram {
 	h := l.histogram
 	l.histogram = histogram{}
 	return &h
+}
+
+func (l *load) stopped() bool {
+	select {
+	case <-l.stopc:
+		return true
+	default:
+		return false
+	}
 }
 
 func (l *load) stop() {
