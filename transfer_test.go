@@ -207,7 +207,7 @@ func (c *cluster) snapshotOf(from, to *Node, h *snapshotHandle, term uint64,
 	var requests []*kvpb.SnapshotRequest
 	tail := &kvpb.SnapshotTrailer{StateHash: h.hash}
 	first := true
-	sendParts(h, func(part *kvpb.SnapshotRequest) bool {
+	from.transport.sendParts(h, func(part *kvpb.SnapshotRequest) bool {
 		part = proto.CloneOf(part)
 		if chunk := part.GetChunk(); chunk != nil && first {
 			forge(head, m, chunk, tail)

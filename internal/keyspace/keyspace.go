@@ -70,8 +70,7 @@ type Item struct {
 type Keyspace struct {
 	contents
 	shared [shardCount]bool
-	frozen *View  // what Freeze returned, until the next write
-	warmth uint64 // keeps Warm from being optimized away
+	frozen *View // what Freeze returned, until the next write
 }
 
 // contents are what a Keyspace and its views have in common.
@@ -152,17 +151,25 @@ const WarmMax = 16
 // waits for many at a time: that is a third of all that a write costs.
 func (k *Keyspace) Warm(keys [][]byte) {
 	var hashes [WarmMax]uint64
-	var sum uint64
 	for i, key := range keys {
 		hashes[i] = maphash.Bytes(k.seed, key)
-		shard, tag := place(hashes[i])
-		if t := k.shards[shard]; t.n > 0 {
+	}
+	k.warm(hashes[:len(keys)])
+}
+
+// warm is Warm for hashes. What it returns means nothing, but has it read.
+//
+//go:noinline
+func (c *contents) warm(hashes []uint64) (sum uint64) {
+	for _, hash := range hashes {
+		shard, tag := place(hash)
+		if t := c.shards[shard]; t.n > 0 {
 			sum += uint64(t.slots[t.home(tag)].tag)
 		}
 	}
-	for i := range keys {
-		shard, tag := place(hashes[i])
-		t := k.shards[shard]
+	for _, hash := range hashes {
+		shard, tag := place(hash)
+		t := c.shards[shard]
 		for at := t.home(tag); at < len(t.slots) && t.slots[at].tag <= tag; at++ {
 			if s := &t.slots[at]; s.tag == tag && s.record != "" {
 				sum += uint64(s.record[0]) + uint64(s.record[recordHead])
@@ -170,7 +177,7 @@ func (k *Keyspace) Warm(keys [][]byte) {
 			}
 		}
 	}
-	k.warmth += sum
+	return sum
 }
 
 // Exists reports whether the key is there.
@@ -263,9 +270,10 @@ func (k *Keyspace) Collect(prefix, after string, limit, max int) (items []Item, 
 }
 
 // ascend calls yield for the keys with a prefix after a key, in order, at most
-// limit of them.
+// limit of them. It looks up several keys at a time; see Warm.
 func (c *contents) ascend(prefix, after string, limit int, yield func(Item) bool) {
-	n := 0
+	var group [WarmMax]string
+	keys, n, more := group[:0], 0, true
 	c.index.Ascend(max(prefix, after), func(key string) bool {
 		if !strings.HasPrefix(key, prefix) {
 			return false // keys with the prefix follow each other
@@ -273,13 +281,37 @@ func (c *contents) ascend(prefix, after string, limit int, yield func(Item) bool
 		if key == after {
 			return true
 		}
-		item, ok := c.Get(key)
+		keys = append(keys, key)
+		n++
+		if len(keys) == WarmMax || n == limit {
+			more = c.yieldAll(keys, yield) && n != limit
+			keys = keys[:0]
+		}
+		return more
+	})
+	if more {
+		c.yieldAll(keys, yield)
+	}
+}
+
+// yieldAll calls yield for some keys, at most WarmMax, until it returns false.
+func (c *contents) yieldAll(keys []string, yield func(Item) bool) bool {
+	var hashes [WarmMax]uint64
+	for i, key := range keys {
+		hashes[i] = maphash.String(c.seed, key)
+	}
+	c.warm(hashes[:len(keys)])
+	for i, key := range keys {
+		shard, tag := place(hashes[i])
+		at, ok := c.shards[shard].find(tag, key)
 		if !ok {
 			panic(fmt.Sprintf("raftkv: BUG: key %q is in the index alone", key))
 		}
-		n++
-		return yield(item) && n != limit
-	})
+		if !yield(c.shards[shard].slots[at].item()) {
+			return false
+		}
+	}
+	return true
 }
 
 // check verifies the invariants, for tests.
