@@ -181,6 +181,7 @@ func (n *Node) applyTasks() {
 		case <-n.stop.c:
 			return
 		}
+		runtime.Gosched() // a goroutine keeps its processor for 10 ms if it is not asked
 		tasks, bytes := n.tasks.take()
 		frozen, err := n.fsm.apply(tasks)
 		room := n.tasks.finish(bytes)

@@ -78,37 +78,57 @@ func (n *Node) doErr(f func(*loop) error) error {
 	return err
 }
 
+// takeBytesMax is how much the applier takes at once, unless a task is larger. In
+// between readers and whoever else is ready have their turn.
+const takeBytesMax = 256 << 10
+
 // A taskQueue holds what the applier shall do next, in the order of the log.
 type taskQueue struct {
-	wakec chan struct{} // capacity 1: a pending wake-up covers later ones
-	mu    sync.Mutex
-	tasks []task
-	taken []task // what the last take returned
-	bytes int64  // of the tasks, and of those being done
+	committed atomic.Int64  // bytes of all tasks so far
+	wakec     chan struct{} // capacity 1: a pending wake-up covers later ones
+	mu        sync.Mutex
+	tasks     []task
+	taken     []task // what the last take returned
+	bytes     int64  // of the tasks, and of those being done
 }
 
 func (q *taskQueue) push(tasks []task) {
 	q.mu.Lock()
 	q.tasks = append(q.tasks, tasks...)
+	before := q.bytes
 	for _, t := range tasks {
 		q.bytes += int64(len(t.data))
 	}
+	q.committed.Add(q.bytes - before)
 	q.mu.Unlock()
+	q.wake()
+}
+
+func (q *taskQueue) wake() {
 	select {
 	case q.wakec <- struct{}{}:
 	default:
 	}
 }
 
-// take returns all tasks, until the next take, and how many bytes they have.
+// take returns the next tasks, until the next take, and how many bytes they have.
+// If there are more it wakes the applier again.
 func (q *taskQueue) take() (tasks []task, bytes int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	clear(q.taken)
-	q.tasks, q.taken = q.taken[:0], q.tasks
-	for _, t := range q.taken {
-		bytes += int64(len(t.data))
+	n := 0
+	for n < len(q.tasks) && (n == 0 || bytes+int64(len(q.tasks[n].data)) <= takeBytesMax) {
+		bytes += int64(len(q.tasks[n].data))
+		n++
 	}
+	clear(q.taken)
+	if n == len(q.tasks) {
+		q.tasks, q.taken = q.taken[:0], q.tasks
+		return q.taken, bytes
+	}
+	q.taken = append(q.taken[:0], q.tasks[:n]...)
+	q.tasks = q.tasks[n:]
+	q.wake()
 	return q.taken, bytes
 }
 

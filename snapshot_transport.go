@@ -110,25 +110,56 @@ func (t *grpcTransport) stream(to roster.Member, hello *kvpb.Hello, m *pb.Messag
 // before a snapshot. Go takes a processor away from a goroutine only after 10 ms.
 func giveWay() { runtime.Gosched() }
 
-// sendParts sends a state. While entries are applied here, it works for a quarter
-// of the time: a transfer that merely took turns with the many short steps of a
-// write would have as much of the processors as all of them together, and so would
-// its receiver.
 func (t *grpcTransport) sendParts(h *snapshotHandle, send func(*kvpb.SnapshotRequest) bool) {
-	applied, begin := t.node.fsm.applied.Load(), time.Now()
+	p := t.newPace(h)
 	for data := range snapshot.Parts(h.view, h.dedup, chunkBytesMax) {
 		chunk := &kvpb.SnapshotChunk{Crc: checksum.Of(data), Data: data}
 		if !send(&kvpb.SnapshotRequest{Part: &kvpb.SnapshotRequest_Chunk{Chunk: chunk}}) {
 			return
 		}
-		giveWay()
-		if now := t.node.fsm.applied.Load(); now != applied {
-			applied = now
-			time.Sleep(min(3*time.Since(begin), pauseMax))
-		}
-		begin = time.Now()
+		p.rest(len(data))
 	}
 	send(&kvpb.SnapshotRequest{Part: &kvpb.SnapshotRequest_Trailer{Trailer: &kvpb.SnapshotTrailer{StateHash: h.hash}}})
+}
+
+// A pace is how fast a state is sent. While entries are committed here, for a
+// quarter of the time: a transfer that merely took turns with the many short steps
+// of a write would have as much of the processors as all of them together, and so
+// would its receiver. But it must be over before the log that is kept for the
+// receiver has grown too large; so it hurries, and gives way to nobody, when it has
+// sent a smaller share of the state than is used of half of that log.
+type pace struct {
+	tasks     *taskQueue
+	start     int64 // what was committed when it began
+	committed int64 // and when it last rested
+	log       float64
+	size      float64 // of the state
+	sent      int
+	begin     time.Time // of the work since it last rested
+}
+
+func (t *grpcTransport) newPace(h *snapshotHandle) *pace {
+	committed := t.node.tasks.committed.Load()
+	return &pace{
+		tasks: t.node.tasks, start: committed, committed: committed, begin: time.Now(),
+		log: 2 * float64(t.node.cfg.Limits.MaxLogBytes), size: float64(h.view.DataBytes()),
+	}
+}
+
+// rest rests after so many bytes were sent, unless it has to hurry.
+func (p *pace) rest(bytes int) {
+	p.sent += bytes
+	committed := p.tasks.committed.Load()
+	isBusy := committed != p.committed
+	p.committed = committed
+	if float64(p.sent)/p.size < float64(committed-p.start)/p.log {
+		return
+	}
+	giveWay()
+	if isBusy {
+		time.Sleep(min(3*time.Since(p.begin), pauseMax))
+	}
+	p.begin = time.Now()
 }
 
 // Snapshot receives a state beside the one in force, which goes on; only when
