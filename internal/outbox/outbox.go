@@ -191,9 +191,8 @@ func (o *Outbox) seal(b *batch) {
 		b.compact()
 		o.bytes.Add(-int64(before - len(b.data)))
 	}
-	// The next one is likely to be about as large as the largest of late.
-	o.grown.bytes = max(min(len(b.data), o.limits.BatchBytesMax), o.grown.bytes-o.grown.bytes/8)
-	o.grown.commands = max(b.live, o.grown.commands-o.grown.commands/8)
+	// The next one is likely to be as large.
+	o.grown.bytes, o.grown.commands = min(len(b.data), o.limits.BatchBytesMax), b.live
 	h := command.Header{Origin: o.origin, First: o.next, AnsweredTo: o.answeredTo()}
 	h.Append(b.data[:0])
 	b.first = o.next
