@@ -80,7 +80,7 @@ func (l *loop) setRoster(next *roster.Roster) {
 	forgetRemoved(next, l.links.inPlace)
 	forgetRemoved(next, l.links.standing)
 	forgetRemoved(next, l.links.lost)
-	forgetRemoved(next, l.links.appended)
+	forgetRemoved(next, l.links.toward)
 	forgetRemoved(next, l.snaps.again)
 	l.connect()
 	l.publish()

@@ -4,16 +4,43 @@ import pb "go.etcd.io/raft/v3/raftpb"
 
 // What the loop does so that neither others nor this node drown in messages.
 
+// toward is what was said to a member of late.
+type toward struct {
+	appended     said        // the latest append with entries
+	acknowledged said        // the latest acknowledgement
+	held         *pb.Message // an append that waits for the next one
+	eager        uint64      // the tick up to which nothing is held back
+}
+
+// A said is what a message said about entries, and the tick from which on it may
+// be said again.
+type said struct {
+	term, index uint64
+	entries     int
+	again       uint64
+}
+
+func (l *loop) toward(raftID uint64) *toward {
+	t := l.links.toward[raftID]
+	if t == nil {
+		t = new(toward)
+		l.links.toward[raftID] = t
+	}
+	return t
+}
+
 func (l *loop) send(m *pb.Message) {
 	l.links.asked.Sent(m)
+	to := l.toward(m.GetTo())
 	switch {
 	case m.GetType() == pb.MsgSnap:
 		l.sendSnapshot(m)
-	case m.GetType() == pb.MsgApp && l.isRepeated(m), m.GetType() == pb.MsgAppResp && l.isKnown(m):
-	case l.isPatient(m):
-		l.links.held[m.GetTo()] = m
+	case l.isPatient(m, to):
+		l.hold(to, m)
+	case m.GetType() == pb.MsgApp && len(m.GetEntries()) > 0 && l.isRepeated(m, &to.appended):
+	case m.GetType() == pb.MsgAppResp && !m.GetReject() && l.isRepeated(m, &to.acknowledged):
 	default:
-		l.sendHeld(m.GetTo(), m)
+		l.sendHeld(to, m)
 		l.net.send(m)
 	}
 }
@@ -22,18 +49,26 @@ func (l *loop) send(m *pb.Message) {
 // the member: it only says what is committed. Under load there always is one, and
 // half of the frames are saved on both ways. A member that has sent us writes
 // waits for that news and gets it at once.
-func (l *loop) isPatient(m *pb.Message) bool {
-	return m.GetType() == pb.MsgApp && len(m.GetEntries()) == 0 && l.now > l.links.eager[m.GetTo()]
+func (l *loop) isPatient(m *pb.Message, to *toward) bool {
+	return m.GetType() == pb.MsgApp && len(m.GetEntries()) == 0 && l.now > to.eager
+}
+
+func (l *loop) hold(to *toward, m *pb.Message) {
+	if to.held == nil {
+		l.links.held++
+	}
+	to.held = m
 }
 
 // sendHeld sends what was held back for a member, unless the message that follows
 // says it too. Raft takes the loss of a message as it takes any.
-func (l *loop) sendHeld(to uint64, next *pb.Message) {
-	held := l.links.held[to]
+func (l *loop) sendHeld(to *toward, next *pb.Message) {
+	held := to.held
 	if held == nil {
 		return
 	}
-	delete(l.links.held, to)
+	to.held = nil
+	l.links.held--
 	covers := next.GetType() == pb.MsgApp && next.GetTerm() == held.GetTerm() &&
 		next.GetIndex() >= held.GetIndex() && next.GetCommit() >= held.GetCommit()
 	if !covers {
@@ -43,60 +78,43 @@ func (l *loop) sendHeld(to uint64, next *pb.Message) {
 
 // holds reports whether something is held back; rest sends it. Whoever drives the
 // loop calls rest when nothing else has happened for a moment.
-func (l *loop) holds() bool { return len(l.links.held) > 0 }
+func (l *loop) holds() bool { return l.links.held > 0 }
 
 func (l *loop) rest() {
+	if !l.holds() {
+		return
+	}
 	for _, m := range l.roster.Members { // in order, so that a run can be replayed
-		l.sendHeld(m.RaftID, nil)
+		l.sendHeld(l.toward(m.RaftID), nil)
 	}
-	clear(l.links.held) // nobody else is a member
-}
-
-// An appended is the latest append with entries that was sent to a member, or the
-// latest acknowledgement.
-type appended struct {
-	term, index uint64
-	entries     int
-}
-
-// A sentAppend is one of these and the tick from which on it may be repeated.
-type sentAppend struct {
-	appended
-	again uint64
-}
-
-// isRepeated reports whether the same entries were sent to the member less than
-// a heartbeat ago. Raft probes anew with every answer to a heartbeat; of these
-// a member that was cut off gives hundreds at once, as every round of reads has
-// sent it one, and each would bring a megabyte of the same entries after it.
-func (l *loop) isRepeated(m *pb.Message) bool {
-	if len(m.GetEntries()) == 0 {
-		return false
+	for _, to := range l.links.toward {
+		to.held = nil // for who is no member
 	}
-	now := appended{m.GetTerm(), m.GetIndex(), len(m.GetEntries())}
-	old := l.links.appended[m.GetTo()]
-	if old.appended == now && l.now < old.again {
+	l.links.held = 0
+}
+
+// isRepeated reports whether the same was said to a member less than a heartbeat
+// ago, and notes that it is said.
+//
+// Raft probes anew with every answer to a heartbeat; of these a member that was
+// cut off gives hundreds at once, as every round of reads has sent it one, and each
+// would bring a megabyte of the same entries after it. Acknowledgements answer news
+// of a commit, too, which need no answer. After a heartbeat it may be what the
+// other side waits for, because it has lost the first.
+func (l *loop) isRepeated(m *pb.Message, old *said) bool {
+	now := said{term: m.GetTerm(), index: m.GetIndex(), entries: len(m.GetEntries()), again: old.again}
+	if *old == now && l.now < old.again {
 		return true
 	}
-	l.links.appended[m.GetTo()] = sentAppend{now, l.now + uint64(l.cfg.Timing.heartbeatTicks())}
+	now.again = l.now + uint64(l.cfg.Timing.heartbeatTicks())
+	*old = now
 	return false
 }
 
-// isKnown reports whether the same entries were acknowledged to the member less
-// than a heartbeat ago: news of a commit needs no answer, and appends that were
-// answered before need none so soon. After a heartbeat the answer may be what a
-// leader waits for that has lost the first.
-func (l *loop) isKnown(m *pb.Message) bool {
-	if m.GetReject() {
-		return false
-	}
-	now := appended{m.GetTerm(), m.GetIndex(), 0}
-	old := l.links.acknowledged[m.GetTo()]
-	if old.appended == now && l.now < old.again {
-		return true
-	}
-	l.links.acknowledged[m.GetTo()] = sentAppend{now, l.now + uint64(l.cfg.Timing.heartbeatTicks())}
-	return false
+// forgetSaid notes that a member may not have got what was said to it.
+func (l *loop) forgetSaid(raftID uint64) {
+	to := l.toward(raftID)
+	to.appended, to.acknowledged = said{}, said{}
 }
 
 // owe gives the transport room for so many bytes to receive, now or when the

@@ -2,7 +2,6 @@ package raftkv
 
 import (
 	"go.etcd.io/raft/v3"
-	pb "go.etcd.io/raft/v3/raftpb"
 
 	"example.com/raftkv/internal/firewall"
 	"example.com/raftkv/internal/membership"
@@ -46,27 +45,25 @@ type snaps struct {
 
 // links is what the loop knows of other processes.
 type links struct {
-	contact      map[uint64]uint64        // raft ID to the tick of the last message
-	streams      map[uint64]int           // by raft ID: how many we receive on
-	standing     map[uint64]standing      // by raft ID: how others see the cluster
-	inPlace      map[uint64]string        // raft ID to the nonce of the process that answers in its place
-	guests       map[uint64]roster.Member // members that our roster does not show yet
-	sending      map[uint64]bool          // raft IDs that a snapshot is on its way to
-	appended     map[uint64]sentAppend    // by raft ID of the receiver
-	acknowledged map[uint64]sentAppend    // likewise
-	held         map[uint64]*pb.Message   // by raft ID of the receiver: appends that wait for the next one
-	eager        map[uint64]uint64        // by raft ID: the tick up to which nothing is held back
-	lost         map[uint64]bool          // raft IDs without a stream, once that has been logged
-	blamed       map[string]bool          // who was turned away, once that has been logged
-	view         firewall.View            // see firewallView
-	asked        firewall.Reads           // read confirmations that our heartbeats ask for
-	owed         int64                    // bytes of room to be given back to receivers when the applier has caught up
-	bound        *roster.Roster           // of the founding under way here, nil if none
-	unbound      []*roster.Roster         // of foundings that were given up here, as far as is known
-	refused      uint64                   // messages that the firewall held back
-	mistimed     bool                     // that a member has other timing has been logged
-	greeted      uint64                   // the tick at which we were last taken for an earlier process of our ID
-	strange      bool                     // that we were taken for another process has been logged
+	contact  map[uint64]uint64        // raft ID to the tick of the last message
+	streams  map[uint64]int           // by raft ID: how many we receive on
+	standing map[uint64]standing      // by raft ID: how others see the cluster
+	inPlace  map[uint64]string        // raft ID to the nonce of the process that answers in its place
+	guests   map[uint64]roster.Member // members that our roster does not show yet
+	sending  map[uint64]bool          // raft IDs that a snapshot is on its way to
+	toward   map[uint64]*toward       // by raft ID of the receiver
+	held     int                      // how many of them have something held back
+	lost     map[uint64]bool          // raft IDs without a stream, once that has been logged
+	blamed   map[string]bool          // who was turned away, once that has been logged
+	view     firewall.View            // see firewallView
+	asked    firewall.Reads           // read confirmations that our heartbeats ask for
+	owed     int64                    // bytes of room to be given back to receivers when the applier has caught up
+	bound    *roster.Roster           // of the founding under way here, nil if none
+	unbound  []*roster.Roster         // of foundings that were given up here, as far as is known
+	refused  uint64                   // messages that the firewall held back
+	mistimed bool                     // that a member has other timing has been logged
+	greeted  uint64                   // the tick at which we were last taken for an earlier process of our ID
+	strange  bool                     // that we were taken for another process has been logged
 }
 
 func newSnaps() snaps { return snaps{again: make(map[uint64]uint64)} }
@@ -75,9 +72,9 @@ func newSnaps() snaps { return snaps{again: make(map[uint64]uint64)} }
 // of one raft ID: the counts, and the room that is owed to receivers.
 func newLinks(old links) links {
 	return links{
-		contact: make(map[uint64]uint64), streams: make(map[uint64]int), inPlace: make(map[uint64]string), standing: make(map[uint64]standing), guests: make(map[uint64]roster.Member),
-		sending: make(map[uint64]bool), appended: make(map[uint64]sentAppend), acknowledged: make(map[uint64]sentAppend),
-		held: make(map[uint64]*pb.Message), eager: make(map[uint64]uint64), lost: make(map[uint64]bool),
+		contact: make(map[uint64]uint64), streams: make(map[uint64]int), inPlace: make(map[uint64]string),
+		standing: make(map[uint64]standing), guests: make(map[uint64]roster.Member),
+		sending: make(map[uint64]bool), toward: make(map[uint64]*toward), lost: make(map[uint64]bool),
 		blamed: make(map[string]bool), owed: old.owed, refused: old.refused,
 	}
 }

@@ -244,7 +244,7 @@ func (l *loop) proposal(from uint64, batch outbox.Batch) {
 	if !l.runs() {
 		return
 	}
-	l.links.eager[from] = l.now + eagerTicks
+	l.toward(from).eager = l.now + eagerTicks
 	if l.lead.raftID != l.raftID || l.tasks.isFull() || l.raw.Propose(batch.Data) != nil {
 		l.net.refuse(from, batch.First)
 	}
@@ -261,8 +261,7 @@ func (l *loop) unreachable(raftID uint64) {
 	if !l.runs() {
 		return
 	}
-	delete(l.links.appended, raftID)
-	delete(l.links.acknowledged, raftID)
+	l.forgetSaid(raftID)
 	if _, ok := l.roster.Lookup(raftID); ok {
 		l.raw.ReportUnreachable(raftID)
 	}
