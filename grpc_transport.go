@@ -259,9 +259,10 @@ func (t *grpcTransport) Messages(s grpc.BidiStreamingServer[kvpb.MessagesRequest
 		t.refused(hello.GetHello(), err)
 		return t.node.status(err)
 	}
-	errc := make(chan error, 1)                                                // the one send never blocks
-	var beats atomic.Uint64                                                    // odd while the next frame is waited for
-	go func() { errc <- t.frames(s, hello.GetHello(), self.RaftId, &beats) }() // ends with the stream
+	errc := make(chan error, 1) // the one send never blocks
+	var beats atomic.Uint64     // odd while the next frame is waited for
+	// It ends with the stream.
+	go func() { errc <- t.frames(s, hello.GetHello(), self.RaftId, &beats) }()
 	select {
 	case err := <-errc:
 		return err

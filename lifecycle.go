@@ -192,7 +192,7 @@ func (n *Node) applyTasks() {
 		for _, h := range frozen {
 			n.post(func(l *loop) { l.frozen(h) })
 		}
-		if room || n.out.IsDue() {
+		if freed := n.reads.Freed(); room || freed || n.out.IsDue() {
 			n.inbox.wake()
 		}
 	}

@@ -100,7 +100,8 @@ func (l *loop) rest() {
 // cut off gives hundreds at once, as every round of reads has sent it one, and each
 // would bring a megabyte of the same entries after it. Acknowledgements answer news
 // of a commit, too, which need no answer. After a heartbeat it may be what the
-// other side waits for, because it has lost the first.
+// other side waits for, because it has lost the first; with the other's ticks in
+// between it has it after two.
 func (l *loop) isRepeated(m *pb.Message, old *said) bool {
 	now := said{term: m.GetTerm(), index: m.GetIndex(), entries: len(m.GetEntries()), again: old.again}
 	if *old == now && l.now < old.again {

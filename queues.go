@@ -28,8 +28,7 @@ func (b *inbox) wake() {
 func (b *inbox) take() []func(*loop) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	clear(b.taken)
-	b.items, b.taken = b.taken[:0], b.items
+	b.items, b.taken = reuse(b.taken), b.items
 	return b.taken
 }
 
@@ -121,15 +120,26 @@ func (q *taskQueue) take() (tasks []task, bytes int64) {
 		bytes += int64(len(q.tasks[n].data))
 		n++
 	}
-	clear(q.taken)
 	if n == len(q.tasks) {
-		q.tasks, q.taken = q.taken[:0], q.tasks
+		q.tasks, q.taken = reuse(q.taken), q.tasks
 		return q.taken, bytes
 	}
-	q.taken = append(q.taken[:0], q.tasks[:n]...)
+	q.taken = append(reuse(q.taken), q.tasks[:n]...)
+	clear(q.tasks[:n])
 	q.tasks = q.tasks[n:]
 	q.wake()
 	return q.taken, bytes
+}
+
+// reuse returns the room of a slice that nobody uses any more. It keeps nothing
+// that was in it alive, nor what a burst has made it grow to.
+func reuse[T any](s []T) []T {
+	const capMax = 4096
+	if cap(s) > capMax {
+		return nil
+	}
+	clear(s)
+	return s[:0]
 }
 
 // finish takes off what was taken. It reports whether the queue was full before

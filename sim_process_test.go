@@ -210,7 +210,7 @@ func (p *process) applyTasks() {
 	for _, h := range frozen {
 		p.n.post(func(l *loop) { l.frozen(h) })
 	}
-	if room || p.n.out.IsDue() {
+	if freed := p.n.reads.Freed(); room || freed || p.n.out.IsDue() {
 		p.n.inbox.wake()
 	}
 }

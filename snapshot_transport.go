@@ -111,13 +111,15 @@ func (t *grpcTransport) stream(to roster.Member, hello *kvpb.Hello, m *pb.Messag
 func giveWay() { runtime.Gosched() }
 
 func (t *grpcTransport) sendParts(h *snapshotHandle, send func(*kvpb.SnapshotRequest) bool) {
-	p := t.newPace(h)
+	p, begin := t.newPace(h), time.Now()
 	for data := range snapshot.Parts(h.view, h.dedup, chunkBytesMax) {
 		chunk := &kvpb.SnapshotChunk{Crc: checksum.Of(data), Data: data}
+		worked := time.Since(begin) // without what the network takes
 		if !send(&kvpb.SnapshotRequest{Part: &kvpb.SnapshotRequest_Chunk{Chunk: chunk}}) {
 			return
 		}
-		p.rest(len(data))
+		p.rest(len(data), worked)
+		begin = time.Now()
 	}
 	send(&kvpb.SnapshotRequest{Part: &kvpb.SnapshotRequest_Trailer{Trailer: &kvpb.SnapshotTrailer{StateHash: h.hash}}})
 }
@@ -135,19 +137,18 @@ type pace struct {
 	log       float64
 	size      float64 // of the state
 	sent      int
-	begin     time.Time // of the work since it last rested
 }
 
 func (t *grpcTransport) newPace(h *snapshotHandle) *pace {
 	committed := t.node.tasks.committed.Load()
 	return &pace{
-		tasks: t.node.tasks, start: committed, committed: committed, begin: time.Now(),
+		tasks: t.node.tasks, start: committed, committed: committed,
 		log: 2 * float64(t.node.cfg.Limits.MaxLogBytes), size: float64(h.view.DataBytes()),
 	}
 }
 
-// rest rests after so many bytes were sent, unless it has to hurry.
-func (p *pace) rest(bytes int) {
+// rest rests after so many bytes and so much work, unless it has to hurry.
+func (p *pace) rest(bytes int, worked time.Duration) {
 	p.sent += bytes
 	committed := p.tasks.committed.Load()
 	isBusy := committed != p.committed
@@ -157,9 +158,8 @@ func (p *pace) rest(bytes int) {
 	}
 	giveWay()
 	if isBusy {
-		time.Sleep(min(3*time.Since(p.begin), pauseMax))
+		time.Sleep(min(3*worked, pauseMax))
 	}
-	p.begin = time.Now()
 }
 
 // Snapshot receives a state beside the one in force, which goes on; only when

@@ -60,38 +60,6 @@ type Outbox struct {
 	grown  struct{ bytes, commands int } // how large the latest batch has become
 }
 
-// A batch is a group of commands that share one entry of the log.
-type batch struct {
-	done chan struct{} // closed when resolved; nobody sends
-	data []byte        // with room for the header in front
-	ends []int         // where each command ends in data
-	gone []bool        // abandoned before the batch was taken; may be short
-	live int           // not abandoned
-
-	first   uint64 // sequence number of the first command, 0 until taken
-	kept    []int  // by position in the batch as sent: index of the command; nil if the same
-	route   Route  // on which it was sent last; zero if it was cut off
-	refused bool   // on that route
-	retryAt uint64 // the tick at which to send it again
-	tries   uint64
-
-	results []dedup.Result // by position; written before done is closed
-	err     error          // likewise
-}
-
-// A Batch is what is sent: encoded for the log, with its first number. Its data
-// must not be changed.
-type Batch struct {
-	First uint64
-	Data  []byte
-}
-
-// A Ticket stands for one command that waits.
-type Ticket struct {
-	batch *batch
-	index int
-}
-
 // New returns an outbox that sends nothing yet.
 func New(limits Limits) *Outbox { return &Outbox{limits: limits, next: 1} }
 
@@ -199,20 +167,6 @@ func (o *Outbox) seal(b *batch) {
 	o.next += uint64(b.live)
 }
 
-// compact leaves only the commands whose callers still wait.
-func (b *batch) compact() {
-	data := make([]byte, command.HeaderBytes, len(b.data))
-	start := command.HeaderBytes
-	for i, end := range b.ends {
-		if i >= len(b.gone) || !b.gone[i] {
-			data = append(data, b.data[start:end]...)
-			b.kept = append(b.kept, i)
-		}
-		start = end
-	}
-	b.data = data
-}
-
 // answeredTo returns the highest number up to which all are answered or
 // abandoned.
 func (o *Outbox) answeredTo() uint64 {
@@ -245,13 +199,6 @@ func (o *Outbox) Due(route Route, now uint64, local bool) []Batch {
 		}
 	}
 	return due
-}
-
-func (b *batch) isDue(route Route, now uint64, local bool) bool {
-	if b.route != route {
-		return true
-	}
-	return (b.refused || !local) && b.retryAt <= now
 }
 
 // Refused says that a batch was not taken: send it again after a pause, or as
@@ -306,13 +253,6 @@ func (o *Outbox) ResolveFrom(table *dedup.Table) {
 		o.resolve(b, results, nil)
 		return true
 	})
-}
-
-func (b *batch) sentLen() int {
-	if b.kept != nil {
-		return len(b.kept)
-	}
-	return len(b.ends)
 }
 
 // resolve wakes the callers of a batch.
@@ -371,15 +311,6 @@ func (o *Outbox) abandonSent(b *batch) {
 		o.flight = slices.Delete(o.flight, i, i+1)
 		o.bytes.Add(-int64(len(b.data) - command.HeaderBytes))
 		o.count -= b.sentLen()
-	}
-}
-
-func (b *batch) isDone() bool {
-	select {
-	case <-b.done:
-		return true
-	default:
-		return false
 	}
 }
 
@@ -442,14 +373,3 @@ func (o *Outbox) Waiting() int {
 // PendingBytes returns how many bytes of commands are held: of those that wait
 // for their answer, and of abandoned ones that share a batch with them.
 func (o *Outbox) PendingBytes() int64 { return o.bytes.Load() }
-
-// Done is closed when the result is there.
-func (t Ticket) Done() <-chan struct{} { return t.batch.done }
-
-// Result returns the result. Only after Done.
-func (t Ticket) Result() (dedup.Result, error) {
-	if t.batch.err != nil {
-		return dedup.Result{}, t.batch.err
-	}
-	return t.batch.results[t.index], nil
-}

@@ -30,7 +30,7 @@ const (
 	redialsMax    = 4 // at most so many tries come of one Redial
 	pingInterval  = 5 * time.Second
 
-	// SilenceMax is how long a receiver waits for the next frame of a stream, of
+	// SilenceMax is how long a receiver waits at least for the next frame of a stream, of
 	// which an idle one has several in that time. Damage to the length before a
 	// frame has gRPC take the following ones for part of it, while connection and
 	// stream look healthy; only silence tells. A frame of FrameBytesMax comes

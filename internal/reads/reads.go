@@ -75,6 +75,7 @@ type Reads struct {
 	self    uint64
 	number  uint64   // of the latest context
 	applied uint64   // how far the state machine is
+	freed   bool     // it was so far behind that no round went, and no longer is
 	asked   []*Round // issued, not confirmed
 	reached []*Round // confirmed, waiting for the applier
 }
@@ -166,7 +167,19 @@ func (r *Reads) Applied(index uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.applied = index
+	wasFull := len(r.reached) >= ReachedMax
 	r.release()
+	r.freed = r.freed || wasFull && len(r.reached) < ReachedMax
+}
+
+// Freed reports whether, since it was last called, the state machine has caught up
+// so far that rounds may go again: then the loop has to look.
+func (r *Reads) Freed() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	freed := r.freed
+	r.freed = false
+	return freed
 }
 
 func (r *Reads) release() {

@@ -373,7 +373,13 @@ func TestReadersWaitWhileTheApplierIsFarBehind(t *testing.T) {
 	if r.IsDue(0) || r.Issue(0) != nil {
 		t.Errorf("a round is issued although %d wait for the applier", ReachedMax)
 	}
+	if r.Freed() {
+		t.Error("Freed before the applier has caught up")
+	}
 	r.Applied(10)
+	if !r.Freed() || r.Freed() {
+		t.Error("not Freed once after the applier has caught up")
+	}
 	if !r.IsDue(0) || r.Issue(0) == nil {
 		t.Error("no round is issued after the applier has caught up")
 	}

@@ -1,0 +1,69 @@
+package raftkv
+
+import (
+	"runtime"
+	"sync/atomic"
+	"testing"
+)
+
+// TestQueueKeepsNothingThatWasTaken: what the applier has done must not stay in
+// memory because the queue uses its room again.
+func TestQueueKeepsNothingThatWasTaken(t *testing.T) {
+	q := &taskQueue{wakec: make(chan struct{}, 1)}
+	drain := func() {
+		for {
+			tasks, bytes := q.take()
+			if len(tasks) == 0 {
+				return
+			}
+			q.finish(bytes)
+		}
+	}
+	const n = 128
+	var freed atomic.Int64
+	for i := range n {
+		data := make([]byte, takeBytesMax/2)
+		runtime.AddCleanup(&data[0], func(int) { freed.Add(1) }, i)
+		q.push([]task{{index: uint64(i), data: data}})
+	}
+	drain()
+	for range 10 {
+		q.push([]task{{data: []byte{1}}})
+		drain()
+	}
+	for range 100 {
+		if runtime.GC(); freed.Load() == n {
+			return
+		}
+		runtime.Gosched() // cleanups have a goroutine of their own
+	}
+	t.Errorf("%d of %d tasks were freed", freed.Load(), n)
+}
+
+func TestQueueIsTakenInOrderAndParts(t *testing.T) {
+	q := &taskQueue{wakec: make(chan struct{}, 1)}
+	sizes := []int{takeBytesMax / 2, takeBytesMax / 2, 1, 2 * takeBytesMax, 1, 1}
+	for i, size := range sizes {
+		q.push([]task{{index: uint64(i), data: make([]byte, size)}})
+	}
+	<-q.wakec
+	next := uint64(0)
+	for _, want := range []int{2, 1, 1, 2} {
+		tasks, bytes := q.take()
+		q.finish(bytes)
+		if len(tasks) != want {
+			t.Fatalf("%d tasks, want %d", len(tasks), want)
+		}
+		for _, task := range tasks {
+			if task.index != next {
+				t.Errorf("task %d, want %d", task.index, next)
+			}
+			next++
+		}
+		if more := next < uint64(len(sizes)); more != (len(q.wakec) > 0) {
+			t.Errorf("after %d tasks the applier is woken: %v, want %v", next, len(q.wakec) > 0, more)
+		} else if more {
+			<-q.wakec
+		}
+	}
+}
