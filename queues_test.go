@@ -31,6 +31,7 @@ func TestQueueKeepsNothingThatWasTaken(t *testing.T) {
 		q.push([]task{{data: []byte{1}}})
 		drain()
 	}
+	defer runtime.KeepAlive(q)
 	for range 100 {
 		if runtime.GC(); freed.Load() == n {
 			return
