@@ -1,6 +1,10 @@
 package raftkv
 
-import pb "go.etcd.io/raft/v3/raftpb"
+import (
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"example.com/raftkv/internal/firewall"
+)
 
 // What the loop does so that neither others nor this node drown in messages.
 
@@ -9,7 +13,12 @@ type toward struct {
 	appended     said        // the latest append with entries
 	acknowledged said        // the latest acknowledgement
 	held         *pb.Message // an append that waits for the next one
-	eager        uint64      // the tick up to which nothing is held back
+	eager        uint64      // the tick up to which no append is held back
+	question     *pb.Message // a heartbeat that waits for whether others are enough
+	asked        uint64      // the latest read confirmation asked for, held back or not
+	due          uint64      // that of when the loop rested last
+	answered     uint64      // the latest that the member has confirmed
+	slow         uint64      // the tick up to which it is taken for slow
 }
 
 // A said is what a message said about entries, and the tick from which on it may
@@ -36,7 +45,9 @@ func (l *loop) send(m *pb.Message) {
 	case m.GetType() == pb.MsgSnap:
 		l.sendSnapshot(m)
 	case l.isPatient(m, to):
-		l.hold(to, m)
+		l.hold(&to.held, m)
+	case l.isSpare(m, to):
+		l.hold(&to.question, m)
 	case m.GetType() == pb.MsgApp && len(m.GetEntries()) > 0 && l.isRepeated(m, &to.appended):
 	case m.GetType() == pb.MsgAppResp && !m.GetReject() && l.isRepeated(m, &to.acknowledged):
 	default:
@@ -53,11 +64,40 @@ func (l *loop) isPatient(m *pb.Message, to *toward) bool {
 	return m.GetType() == pb.MsgApp && len(m.GetEntries()) == 0 && l.now > to.eager
 }
 
-func (l *loop) hold(to *toward, m *pb.Message) {
-	if to.held == nil {
+// isSpare reports whether a message only asks for the confirmation of reads, and
+// others are asked who are enough for a quorum (Moraru et al., EPaxos, 2013, call
+// that thrifty). It may wait a moment; then it is sent all the same, in case one of
+// the others does not answer. A later question stands for it.
+func (l *loop) isSpare(m *pb.Message, to *toward) bool {
+	if m.GetType() != pb.MsgHeartbeat || len(m.GetContext()) == 0 {
+		return false
+	}
+	to.asked = firewall.ReadCount(m.GetContext())
+	if len(l.roster.Conf.GetVotersOutgoing()) > 0 {
+		return false
+	}
+	voters := l.roster.Conf.GetVoters()
+	need := quorum(len(voters))
+	for _, v := range voters {
+		switch {
+		case v != l.raftID && l.now < l.toward(v).slow:
+		case need == 0:
+			return true
+		case v == m.GetTo():
+			return false
+		default:
+			need--
+		}
+	}
+	return need == 0
+}
+
+// hold holds a message back, in place of what it says more than.
+func (l *loop) hold(place **pb.Message, m *pb.Message) {
+	if *place == nil {
 		l.links.held++
 	}
-	to.held = m
+	*place = m
 }
 
 // sendHeld sends what was held back for a member, unless the message that follows
@@ -85,12 +125,35 @@ func (l *loop) rest() {
 		return
 	}
 	for _, m := range l.roster.Members { // in order, so that a run can be replayed
-		l.sendHeld(l.toward(m.RaftID), nil)
+		to := l.toward(m.RaftID)
+		l.sendHeld(to, nil)
+		if to.question != nil {
+			l.net.send(to.question)
+		}
+		if to.answered < to.due && l.lead.raftID == l.raftID {
+			to.slow = l.now + uint64(l.cfg.Timing.electionTicks())
+		}
+		to.due = to.asked
 	}
 	for _, to := range l.links.toward {
-		to.held = nil // for who is no member
+		to.held, to.question = nil, nil // for who is no member
 	}
 	l.links.held = 0
+}
+
+// answered notes that a member has confirmed reads.
+func (l *loop) answered(m *pb.Message) {
+	if m.GetType() == pb.MsgHeartbeatResp && len(m.GetContext()) > 0 {
+		to := l.toward(m.GetFrom())
+		to.answered = max(to.answered, firewall.ReadCount(m.GetContext()))
+	}
+}
+
+// forgetAsked notes that the confirmations of reads are numbered anew.
+func (l *loop) forgetAsked() {
+	for _, to := range l.links.toward {
+		to.asked, to.due, to.answered = 0, 0, 0
+	}
 }
 
 // isRepeated reports whether the same was said to a member less than a heartbeat

@@ -33,3 +33,38 @@ func TestNewsOfACommitTravelsSoon(t *testing.T) {
 		}
 	})
 }
+
+// TestReadsAskOthersWhenOneDoesNotAnswer: a leader first asks as many as are
+// enough for a quorum.
+func TestReadsAskOthersWhenOneDoesNotAnswer(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.found(3)
+		leader := c.leader()
+		c.put(leader, "a", "1")
+		get := func() time.Duration {
+			begin := time.Now()
+			c.wantValue(leader, "a", "1")
+			return time.Since(begin)
+		}
+		for _, silent := range c.but(leader) {
+			c.net.Cut(leader.cfg.Addr, silent.cfg.Addr)
+			late := 0
+			const reads = 200
+			for range reads {
+				took := get()
+				if took > 2*restAfter {
+					t.Errorf("with member %d silent a read took %v, want %v at most", silent.cfg.ID, took, 2*restAfter)
+				}
+				if took > 0 {
+					late++
+				}
+				c.pause(time.Millisecond)
+			}
+			if late > reads/10 {
+				t.Errorf("with member %d silent %d of %d reads waited for it", silent.cfg.ID, late, reads)
+			}
+			c.net.Heal(leader.cfg.Addr, silent.cfg.Addr)
+			c.pause(2 * leader.cfg.Timing.Election)
+		}
+	})
+}

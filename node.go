@@ -212,6 +212,7 @@ func (l *loop) step(m *pb.Message) error {
 		return nil // with one voter raft would answer too early (etcd-io/raft#105); they ask again
 	}
 	l.hear(m)
+	l.answered(m)
 	rewrites := firewall.Rewrites(m, v)
 	if err := l.raw.Step(m); err != nil {
 		l.logger.Debug("message not taken", "type", m.GetType().String(), "from", roster.MemberID(m.GetFrom()), "err", err)
@@ -376,6 +377,7 @@ func (l *loop) observe(rd raft.Ready) {
 		l.change.proposed, l.change.index = false, 0
 		l.lead.since, l.lead.told = l.now, false
 		l.reads.AskAgain()
+		l.forgetAsked()
 		l.health.doubt()
 		l.publish()
 	}

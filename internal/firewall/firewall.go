@@ -238,7 +238,7 @@ func checkHeartbeatResp(m *pb.Message, v *View) error {
 	if !v.leads() || m.GetTerm() != v.Term || len(m.GetContext()) == 0 {
 		return nil
 	}
-	if n := readCount(m.GetContext()); n > v.ReadsMax {
+	if n := ReadCount(m.GetContext()); n > v.ReadsMax {
 		return violation("confirmation of read %d, only %d were asked for", n, v.ReadsMax)
 	}
 	return nil

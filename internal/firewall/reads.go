@@ -30,7 +30,7 @@ func (r *Reads) Sent(m *pb.Message) {
 	if m.GetTerm() != r.term {
 		r.term, r.max = m.GetTerm(), 0
 	}
-	r.max = max(r.max, readCount(m.GetContext()))
+	r.max = max(r.max, ReadCount(m.GetContext()))
 }
 
 // Max returns the highest number asked for in a term: View.ReadsMax.
@@ -41,4 +41,6 @@ func (r *Reads) Max(term uint64) uint64 {
 	return r.max
 }
 
-func readCount(context []byte) uint64 { return binary.LittleEndian.Uint64(context) }
+// ReadCount returns the number in the context of a heartbeat, or of an answer to
+// one, that Admit has passed.
+func ReadCount(context []byte) uint64 { return binary.LittleEndian.Uint64(context) }
