@@ -48,8 +48,8 @@ type processSeen struct {
 	lost            bool // that it said that a majority is lost
 	ready           bool // that it has ever said so
 	footing         footing
-	hinted          uint64 // the tick of the latest hint
-	pending         int    // writes of callers before the applier's round
+	hint            hint // the latest that was followed
+	pending         int  // writes of callers before the applier's round
 }
 
 func newFacts(w *world) *facts {
@@ -122,13 +122,21 @@ func (f *facts) stood(m *pb.Message) {
 	}
 }
 
-// hinted counts the hints that a process follows.
+// hinted counts the hints that a process follows: one in a term, and one in an
+// election timeout.
 func (f *facts) hinted(p *process) {
-	h := p.n.loop.lead.hint
-	if h.since == p.seen.hinted {
+	h, seen := p.n.loop.lead.hint, p.seen.hint
+	if h.since == seen.since {
 		return
 	}
-	p.seen.hinted = h.since
+	p.seen.hint = h
+	if h.since == 0 {
+		return // a recovery begins anew
+	}
+	apart := uint64(p.n.cfg.Timing.electionTicks())
+	if seen.since != 0 && (h.term == seen.term || h.since-seen.since < apart) {
+		f.w.fail("member %d follows hints at ticks %d and %d, in terms %d and %d", p.place.id, seen.since, h.since, seen.term, h.term)
+	}
 	f.w.note(p.place.id, "hint", h.of, h.term, 0)
 	if m, _ := p.n.loop.roster.Lookup(h.of); f.w.runs(m) != nil {
 		f.w.count.add("hints at a leader that lives", 1)
