@@ -78,9 +78,12 @@ func (l *loop) isSpare(m *pb.Message, to *toward) bool {
 	}
 	voters := l.roster.Conf.GetVoters()
 	need := quorum(len(voters))
+	if l.roster.IsVoter(l.raftID) {
+		need-- // this one confirms itself
+	}
 	for _, v := range voters {
 		switch {
-		case v != l.raftID && l.now < l.toward(v).slow:
+		case v == l.raftID || l.now < l.toward(v).slow:
 		case need == 0:
 			return true
 		case v == m.GetTo():
@@ -141,9 +144,9 @@ func (l *loop) rest() {
 	l.links.held = 0
 }
 
-// answered notes that a member has confirmed reads.
+// answered notes that a member has confirmed reads of the present term.
 func (l *loop) answered(m *pb.Message) {
-	if m.GetType() == pb.MsgHeartbeatResp && len(m.GetContext()) > 0 {
+	if m.GetType() == pb.MsgHeartbeatResp && len(m.GetContext()) > 0 && m.GetTerm() == l.lead.term {
 		to := l.toward(m.GetFrom())
 		to.answered = max(to.answered, firewall.ReadCount(m.GetContext()))
 	}

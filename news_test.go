@@ -3,6 +3,10 @@ package raftkv
 import (
 	"testing"
 	"time"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"example.com/raftkv/internal/roster"
 )
 
 // TestNewsOfACommitTravelsSoon: a leader holds it back for the next append, but
@@ -32,6 +36,32 @@ func TestNewsOfACommitTravelsSoon(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestLeaderAsksAsManyAsAreEnough, whichever of the voters it is.
+func TestLeaderAsksAsManyAsAreEnough(t *testing.T) {
+	for voters := uint64(1); voters <= 7; voters++ {
+		for leader := uint64(1); leader <= voters+1; leader++ { // the last one has no vote
+			conf := &pb.ConfState{}
+			for v := uint64(1); v <= voters; v++ {
+				conf.Voters = append(conf.Voters, v)
+			}
+			l := &loop{raftID: leader, roster: &roster.Roster{Conf: conf}, links: newLinks(links{})}
+			asked := 0
+			if leader <= voters {
+				asked++
+			}
+			for v := uint64(1); v <= voters; v++ {
+				m := &pb.Message{Type: pb.MsgHeartbeat.Enum(), To: &v, Context: make([]byte, 8)}
+				if v != leader && !l.isSpare(m, l.toward(v)) {
+					asked++
+				}
+			}
+			if asked != quorum(int(voters)) {
+				t.Errorf("leader %d of %d voters counts on %d, want %d", leader, voters, asked, quorum(int(voters)))
+			}
+		}
+	}
 }
 
 // TestReadsAskOthersWhenOneDoesNotAnswer: a leader first asks as many as are
