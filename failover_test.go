@@ -79,11 +79,14 @@ func TestDeadProcessIsReplacedAtOnce(t *testing.T) {
 	}
 }
 
-// wantQuickFailover crashes the leader and has every other member write.
+// wantQuickFailover crashes the leader the moment it has acknowledged a write, when
+// not all others have it, and has every other member write.
 func (c *cluster) wantQuickFailover() {
 	c.t.Helper()
 	old := c.leader()
 	term := old.Status().Term
+	last := fmt.Sprint("of term ", term)
+	c.put(old, "last", last)
 	c.crash(old)
 	began := time.Now()
 	var wg sync.WaitGroup
@@ -99,6 +102,7 @@ func (c *cluster) wantQuickFailover() {
 	if now := c.leader().Status().Term; now != term+1 {
 		c.t.Errorf("%d elections", now-term)
 	}
+	c.wantValue(c.leader(), "last", last)
 }
 
 // TestFlappingConnectionsOfALiveLeaderChangeNoTerm: for a minute, whatever one

@@ -1,6 +1,8 @@
 package raftkv
 
 import (
+	"slices"
+
 	pb "go.etcd.io/raft/v3/raftpb"
 
 	"example.com/raftkv/internal/firewall"
@@ -12,13 +14,31 @@ import (
 type toward struct {
 	appended     said        // the latest append with entries
 	acknowledged said        // the latest acknowledgement
-	held         *pb.Message // an append that waits for the next one
+	held         *pb.Message // appends that wait for the next one, in one
+	heldBytes    int         // of their entries
 	eager        uint64      // the tick up to which no append is held back
 	question     *pb.Message // a heartbeat that waits for whether others are enough
-	asked        uint64      // the latest read confirmation asked for, held back or not
-	due          uint64      // that of when the loop rested last
-	answered     uint64      // the latest that the member has confirmed
+	entries      account     // up to which index
+	reads        account     // up to which confirmation of reads
+	late         int         // for how many rests an answer has been due
 	slow         uint64      // the tick up to which it is taken for slow
+}
+
+// An account is how far a member was told something in the present term, and how
+// far it has answered.
+type account struct {
+	sent, answered uint64
+	due            uint64 // what sent was at a rest, until that is answered
+}
+
+// isLate reports, at a rest, whether what was sent before an earlier one is not
+// answered.
+func (a *account) isLate() bool {
+	if a.answered < a.due {
+		return true
+	}
+	a.due = a.sent
+	return false
 }
 
 // A said is what a message said about entries, and the tick from which on it may
@@ -44,55 +64,66 @@ func (l *loop) send(m *pb.Message) {
 	switch {
 	case m.GetType() == pb.MsgSnap:
 		l.sendSnapshot(m)
-	case l.isPatient(m, to):
-		l.hold(&to.held, m)
-	case l.isSpare(m, to):
-		l.hold(&to.question, m)
 	case m.GetType() == pb.MsgApp && len(m.GetEntries()) > 0 && l.isRepeated(m, &to.appended):
 	case m.GetType() == pb.MsgAppResp && !m.GetReject() && l.isRepeated(m, &to.acknowledged):
+	case l.isPatient(m, to) && l.holdAppend(m, to):
+	case m.GetType() == pb.MsgHeartbeat && l.isSpare(m, to):
+		l.hold(&to.question, m) // a later question stands for an earlier one
 	default:
 		l.sendHeld(to, m)
-		l.net.send(m)
+		l.tell(m, to)
 	}
 }
 
-// isPatient reports whether a message may wait a moment for the next append to
-// the member: it only says what is committed. Under load there always is one, and
-// half of the frames are saved on both ways. A member that has sent us writes
-// waits for that news and gets it at once.
+// tell hands a message to the transport.
+func (l *loop) tell(m *pb.Message, to *toward) {
+	if a, mark := to.account(m); a != nil {
+		a.sent = max(a.sent, mark)
+	}
+	l.net.send(m)
+}
+
+// account returns what a message counts for, entries or the confirmation of reads,
+// and how far it goes; nil if it is neither.
+func (t *toward) account(m *pb.Message) (*account, uint64) {
+	switch {
+	case m.GetType() == pb.MsgApp && len(m.GetEntries()) > 0:
+		return &t.entries, m.GetIndex() + uint64(len(m.GetEntries()))
+	case m.GetType() == pb.MsgHeartbeat && len(m.GetContext()) > 0:
+		return &t.reads, firewall.ReadCount(m.GetContext())
+	default:
+		return nil, 0
+	}
+}
+
+// isPatient reports whether an append may wait a moment for the next one to the
+// member: it only says what is committed, or others have its entries who are
+// enough. Under load there always is a next one, and frames are saved on both ways.
+// A member that has sent us writes waits for them and gets them at once.
 func (l *loop) isPatient(m *pb.Message, to *toward) bool {
-	return m.GetType() == pb.MsgApp && len(m.GetEntries()) == 0 && l.now > to.eager
+	return m.GetType() == pb.MsgApp && l.now > to.eager && (len(m.GetEntries()) == 0 || l.isSpare(m, to))
 }
 
-// isSpare reports whether a message only asks for the confirmation of reads, and
-// others are asked who are enough for a quorum (Moraru et al., EPaxos, 2013, call
-// that thrifty). It may wait a moment; then it is sent all the same, in case one of
-// the others does not answer. A later question stands for it.
+// isSpare reports whether a message with entries, or one that asks for the
+// confirmation of reads, goes to one more than is needed: others who make a quorum
+// were told the same, and have answered in time of late (Moraru et al., EPaxos,
+// 2013, call that thrifty). It may wait a moment; then it is sent all the same, in
+// case one of the others does not answer. Raft sends in the order of raft IDs; so
+// who stands first when the leader has died has all that is committed.
 func (l *loop) isSpare(m *pb.Message, to *toward) bool {
-	if m.GetType() != pb.MsgHeartbeat || len(m.GetContext()) == 0 {
+	a, mark := to.account(m)
+	if a == nil || len(l.roster.Conf.GetVotersOutgoing()) > 0 {
 		return false
 	}
-	to.asked = firewall.ReadCount(m.GetContext())
-	if len(l.roster.Conf.GetVotersOutgoing()) > 0 {
-		return false
-	}
-	voters := l.roster.Conf.GetVoters()
-	need := quorum(len(voters))
-	if l.roster.IsVoter(l.raftID) {
-		need-- // this one confirms itself
-	}
+	voters, told := l.roster.Conf.GetVoters(), 0
 	for _, v := range voters {
-		switch {
-		case v == l.raftID || l.now < l.toward(v).slow:
-		case need == 0:
-			return true
-		case v == m.GetTo():
-			return false
-		default:
-			need--
+		other := l.toward(v)
+		a, _ := other.account(m)
+		if v == l.raftID || other != to && a.sent >= mark && l.now >= other.slow {
+			told++
 		}
 	}
-	return need == 0
+	return told >= quorum(len(voters))
 }
 
 // hold holds a message back, in place of what it says more than.
@@ -103,6 +134,38 @@ func (l *loop) hold(place **pb.Message, m *pb.Message) {
 	*place = m
 }
 
+// heldBytesMax is how much of entries is held back for a member: what is worth a
+// frame of its own waits for nothing.
+const heldBytesMax = 128 << 10
+
+// holdAppend holds an append back, in one with those before it. It reports whether
+// it could.
+func (l *loop) holdAppend(m *pb.Message, to *toward) bool {
+	bytes := 0
+	for _, e := range m.GetEntries() {
+		bytes += len(e.GetData()) + entryOverheadBytes
+	}
+	if to.heldBytes+bytes > heldBytesMax {
+		return false
+	}
+	if to.held != nil && isNext(m, to.held) {
+		to.held.Entries = append(to.held.Entries, m.GetEntries()...)
+		to.held.Commit = m.Commit
+	} else {
+		l.sendHeld(to, m)
+		m.Entries = slices.Clip(m.GetEntries()) // the array may be raft's
+		l.hold(&to.held, m)
+	}
+	to.heldBytes += bytes
+	return true
+}
+
+// isNext reports whether an append goes on where an earlier one ends.
+func isNext(m, before *pb.Message) bool {
+	return m.GetTerm() == before.GetTerm() && m.GetCommit() >= before.GetCommit() &&
+		m.GetIndex() == before.GetIndex()+uint64(len(before.GetEntries()))
+}
+
 // sendHeld sends what was held back for a member, unless the message that follows
 // says it too. Raft takes the loss of a message as it takes any.
 func (l *loop) sendHeld(to *toward, next *pb.Message) {
@@ -110,12 +173,12 @@ func (l *loop) sendHeld(to *toward, next *pb.Message) {
 	if held == nil {
 		return
 	}
-	to.held = nil
+	to.held, to.heldBytes = nil, 0
 	l.links.held--
-	covers := next.GetType() == pb.MsgApp && next.GetTerm() == held.GetTerm() &&
+	covers := len(held.GetEntries()) == 0 && next.GetType() == pb.MsgApp && next.GetTerm() == held.GetTerm() &&
 		next.GetIndex() >= held.GetIndex() && next.GetCommit() >= held.GetCommit()
 	if !covers {
-		l.net.send(held)
+		l.tell(held, to)
 	}
 }
 
@@ -131,31 +194,49 @@ func (l *loop) rest() {
 		to := l.toward(m.RaftID)
 		l.sendHeld(to, nil)
 		if to.question != nil {
-			l.net.send(to.question)
+			l.tell(to.question, to)
 		}
-		if to.answered < to.due && l.lead.raftID == l.raftID {
-			to.slow = l.now + uint64(l.cfg.Timing.electionTicks())
-		}
-		to.due = to.asked
+		l.clock(to)
 	}
 	for _, to := range l.links.toward {
-		to.held, to.question = nil, nil // for who is no member
+		to.held, to.heldBytes, to.question = nil, 0, nil // for who is no member
 	}
 	l.links.held = 0
 }
 
-// answered notes that a member has confirmed reads of the present term.
-func (l *loop) answered(m *pb.Message) {
-	if m.GetType() == pb.MsgHeartbeatResp && len(m.GetContext()) > 0 && m.GetTerm() == l.lead.term {
-		to := l.toward(m.GetFrom())
-		to.answered = max(to.answered, firewall.ReadCount(m.GetContext()))
+// lateRestsMax is how many rests an answer may take until nobody counts on the
+// member for a while.
+const lateRestsMax = 3
+
+// clock notes, at a rest, whether a member answers in time.
+func (l *loop) clock(to *toward) {
+	isLate := to.entries.isLate()
+	if to.reads.isLate() || isLate {
+		to.late++
+	} else {
+		to.late = 0
+	}
+	if to.late >= lateRestsMax {
+		to.slow = l.now + 2*uint64(l.cfg.Timing.heartbeatTicks())
 	}
 }
 
-// forgetAsked notes that the confirmations of reads are numbered anew.
-func (l *loop) forgetAsked() {
+// answered notes what a member has confirmed in the present term.
+func (l *loop) answered(m *pb.Message) {
+	to := l.toward(m.GetFrom())
+	switch {
+	case m.GetTerm() != l.lead.term:
+	case m.GetType() == pb.MsgHeartbeatResp && len(m.GetContext()) > 0:
+		to.reads.answered = max(to.reads.answered, firewall.ReadCount(m.GetContext()))
+	case m.GetType() == pb.MsgAppResp && !m.GetReject():
+		to.entries.answered = max(to.entries.answered, m.GetIndex())
+	}
+}
+
+// forgetTold notes that indexes and the confirmations of reads are of another term.
+func (l *loop) forgetTold() {
 	for _, to := range l.links.toward {
-		to.asked, to.due, to.answered = 0, 0, 0
+		to.entries, to.reads, to.late = account{}, account{}, 0
 	}
 }
 

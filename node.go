@@ -377,7 +377,7 @@ func (l *loop) observe(rd raft.Ready) {
 		l.change.proposed, l.change.index = false, 0
 		l.lead.since, l.lead.told = l.now, false
 		l.reads.AskAgain()
-		l.forgetAsked()
+		l.forgetTold()
 		l.health.doubt()
 		l.publish()
 	}
