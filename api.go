@@ -62,6 +62,7 @@ import (
 	"example.com/raftkv/internal/fault"
 	"example.com/raftkv/internal/keyspace"
 	"example.com/raftkv/internal/outbox"
+	"example.com/raftkv/internal/reads"
 )
 
 // A KeyValue is a key with its value.
@@ -309,10 +310,12 @@ func (n *Node) get(ctx context.Context, key string, opts []ReadOption) (KeyValue
 	if err := checkKey(len(key), command.KeyBytesMax); err != nil {
 		return KeyValue{}, err
 	}
-	if _, err := n.read(ctx, opts); err != nil {
+	hash := keyspace.Hash(bytesOf(key))
+	_, seat, err := n.read(ctx, opts, hash)
+	if err != nil {
 		return KeyValue{}, err
 	}
-	item, ok := n.fsm.get(key)
+	item, ok := n.fsm.get(key, hash, seat)
 	if !ok {
 		return KeyValue{}, ErrNotFound
 	}
@@ -323,48 +326,50 @@ func keyValue(i keyspace.Item) KeyValue {
 	return KeyValue{Key: i.Key, Value: append([]byte{}, i.Value...), Revision: i.Revision}
 }
 
-// read returns when this node's state may be read as the options ask.
-func (n *Node) read(ctx context.Context, opts []ReadOption) (readOptions, error) {
-	o := gather[readOptions](opts)
+// read returns when this node's state may be read as the options ask. The reader had
+// the seat in a round, if it needed one, with a note for who comes before it.
+func (n *Node) read(ctx context.Context, opts []ReadOption, note uint64) (readOptions, reads.Seat, error) {
+	o, none := gather[readOptions](opts), reads.Seat{}
 	if err := n.enter(ctx); err != nil {
-		return o, err
+		return o, none, err
 	}
 	defer n.calls.leave()
 	if o.limit < 0 {
-		return o, fmt.Errorf("%w: limit %d", ErrInvalid, o.limit)
+		return o, none, fmt.Errorf("%w: limit %d", ErrInvalid, o.limit)
 	}
 	if lost := n.view.Load().lost; lost != nil && o.revision > 0 {
 		if _, revision, _ := n.fsm.status(); revision < o.revision {
-			return o, lost // it never comes
+			return o, none, lost // it never comes
 		}
 	}
 	if o.stale || o.revision != 0 {
-		return o, n.fsm.awaitRevision(ctx, o.revision, func() func() bool {
+		return o, none, n.fsm.awaitRevision(ctx, o.revision, func() func() bool {
 			return n.tellIfSlow("read: waits for a revision that this node has not applied", "revision", o.revision)
 		})
 	}
-	return o, n.confirm(ctx)
+	seat, err := n.confirm(ctx, note)
+	return o, seat, err
 }
 
 // confirm returns when this node's state shows all that was acknowledged before.
-func (n *Node) confirm(ctx context.Context) error {
+func (n *Node) confirm(ctx context.Context, note uint64) (reads.Seat, error) {
 	if err := n.view.Load().lost; err != nil {
-		return err
+		return reads.Seat{}, err
 	}
-	round, idle := n.reads.Join()
+	seat, idle := n.reads.Join(note)
 	if idle {
 		n.inbox.wake()
 	}
 	select {
-	case <-round.Done():
-		return round.Err()
+	case <-seat.Done():
+		return seat, seat.Err()
 	case <-ctx.Done():
 	}
 	select {
-	case <-round.Done(): // a result that is known wins over the context
-		return round.Err()
+	case <-seat.Done(): // a result that is known wins over the context
+		return seat, seat.Err()
 	default:
-		return n.noLeader(ctx)
+		return seat, n.noLeader(ctx)
 	}
 }
 
@@ -390,7 +395,7 @@ func (l *Listing) All() iter.Seq[KeyValue] {
 // It is linearizable as Get is and has the same options, and Limit and After
 // for pages. It copies nothing before the listing is read.
 func (n *Node) List(ctx context.Context, prefix string, opts ...ReadOption) (*Listing, error) {
-	o, err := n.read(ctx, opts)
+	o, _, err := n.read(ctx, opts, 0)
 	if err != nil {
 		return nil, wrapKey("list", prefix, err)
 	}
@@ -414,7 +419,8 @@ func (n *Node) awaitReady(ctx context.Context) error {
 		v := n.view.Load()
 		switch {
 		case v.ready:
-			return n.confirm(ctx)
+			_, err := n.confirm(ctx, 0)
+			return err
 		case v.lost != nil:
 			return v.lost
 		}

@@ -202,7 +202,7 @@ func TestFirstVoterStandsAgainWhenAnotherHearsNobody(t *testing.T) {
 // has committed in its term, and they must not wait for their next turn.
 func TestReadersAskAgainWhenTheLeaderBegins(t *testing.T) {
 	s := newSurvivor(t)
-	s.reads.Join()
+	s.reads.Join(0)
 	s.hears(1, 2)
 	s.settle()
 	asked := func(when string, want int) {

@@ -23,7 +23,7 @@ const (
 	collectMax = 1024
 	// revisionWaitsMax bounds the reads that wait for a revision.
 	revisionWaitsMax = 1 << 16
-	// warmMin is the least number of commands for which keyspace.Warm pays.
+	// warmMin is the least number of lookups for which keyspace.Warm pays.
 	warmMin = 4
 	// recoveryLeap is what a recovery adds to the revision (DESIGN.md section 7).
 	recoveryLeap = 1 << 32
@@ -208,24 +208,20 @@ func (f *fsm) applyBatch(data []byte) (answer, error) {
 // applyFresh applies a batch of which nothing has been applied: nearly all are.
 // It appends the results.
 func (f *fsm) applyFresh(h command.Header, commands []command.Command, results []dedup.Result) []dedup.Result {
-	for i := range commands {
-		if i%keyspace.WarmMax == 0 && i+warmMin <= len(commands) {
-			f.warm(commands[i:])
+	var hashes [keyspace.WarmMax]uint64
+	for group := range slices.Chunk(commands, keyspace.WarmMax) {
+		for i := range group {
+			hashes[i] = keyspace.Hash(group[i].Key)
 		}
-		results = append(results, f.applyCommand(&commands[i]))
+		if len(group) >= warmMin {
+			f.keys.Warm(hashes[:len(group)], false)
+		}
+		for i := range group {
+			results = append(results, f.applyCommand(&group[i], hashes[i]))
+		}
 	}
 	f.dedup.Record(h.Origin, h.First, results...)
 	return results
-}
-
-// warm prepares the keyspace for the next commands.
-func (f *fsm) warm(commands []command.Command) {
-	var keys [keyspace.WarmMax][]byte
-	n := min(len(commands), len(keys))
-	for i := range n {
-		keys[i] = commands[i].Key
-	}
-	f.keys.Warm(keys[:n])
 }
 
 // applyRest applies what of a batch has not been applied. It returns the results
@@ -235,7 +231,7 @@ func (f *fsm) applyRest(h command.Header, commands []command.Command, own bool) 
 		number := h.First + uint64(i)
 		r, state := f.dedup.Lookup(h.Origin, number)
 		if state == dedup.Fresh {
-			r, state = f.applyCommand(&commands[i]), dedup.Applied
+			r, state = f.applyCommand(&commands[i], keyspace.Hash(commands[i].Key)), dedup.Applied
 			f.dedup.Record(h.Origin, number, r)
 		}
 		if own && state == dedup.Applied {
@@ -248,8 +244,8 @@ func (f *fsm) applyRest(h command.Header, commands []command.Command, own bool) 
 	return results
 }
 
-func (f *fsm) applyCommand(c *command.Command) dedup.Result {
-	place := f.keys.Find(c.Key)
+func (f *fsm) applyCommand(c *command.Command, hash uint64) dedup.Result {
+	place := f.keys.Find(c.Key, hash)
 	if c.Conditional && c.IfRevision != place.Revision {
 		return dedup.Result{Revision: f.revision, Mismatch: true}
 	}
@@ -294,11 +290,22 @@ func (f *fsm) status() (index, revision, hash uint64) {
 	return f.index, f.revision, f.hash()
 }
 
-// get returns a key's item.
-func (f *fsm) get(key string) (keyspace.Item, bool) {
+// get returns the item of a key with a hash, to a reader who had a seat in a round
+// or none. If others of the round come next, it prepares their lookups with its own.
+func (f *fsm) get(key string, hash uint64, seat reads.Seat) (keyspace.Item, bool) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	return f.keys.Get(key)
+	if seat.IsFirst() {
+		f.warm(seat)
+	}
+	return f.keys.Lookup(key, hash)
+}
+
+func (f *fsm) warm(seat reads.Seat) {
+	var hashes [reads.GroupMax]uint64
+	if n := seat.Group(&hashes); n >= warmMin {
+		f.keys.Warm(hashes[:n], true)
+	}
 }
 
 // list returns a view of the keys in a range.

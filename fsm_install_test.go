@@ -85,7 +85,7 @@ func TestInstallAnswersPendingWritesFromTheTable(t *testing.T) {
 		}
 		tickets, batches = append(tickets, ticket), append(batches, b)
 	}
-	round, _ := late.reads.Join()
+	round, _ := late.reads.Join(0)
 	late.reads.Confirm(late.reads.Issue(0), 3)
 	h := applyAll(t, ahead, task{index: 2, term: 1, data: batches[0].Data}, task{index: 3, term: 1, data: batches[1].Data}, task{freeze: true})[0]
 	s := staged(t, h)

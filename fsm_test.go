@@ -11,6 +11,7 @@ import (
 
 	"example.com/raftkv/internal/command"
 	"example.com/raftkv/internal/dedup"
+	"example.com/raftkv/internal/keyspace"
 	"example.com/raftkv/internal/outbox"
 	"example.com/raftkv/internal/reads"
 	"example.com/raftkv/internal/roster"
@@ -80,6 +81,11 @@ func stateBytes(f *fsm) []byte {
 	return append(h.roster.Append(all), fmt.Sprintf("%d/%d/%d/%x", h.index, h.term, h.revision, h.hash)...)
 }
 
+// itemOf returns a key's item.
+func itemOf(f *fsm, key string) (keyspace.Item, bool) {
+	return f.get(key, keyspace.Hash([]byte(key)), reads.Seat{})
+}
+
 func TestOnlyCommandsWithAnEffectRaiseTheRevision(t *testing.T) {
 	f := newTestFSM(testOrigins[0])
 	for i, c := range []struct {
@@ -105,7 +111,7 @@ func TestOnlyCommandsWithAnEffectRaiseTheRevision(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
 		}
 	}
-	item, ok := f.get("a")
+	item, ok := itemOf(f, "a")
 	if !ok || string(item.Value) != "2" || item.Revision != 3 || f.revision != 7 || f.keys.Len() != 1 {
 		t.Errorf("a = %+v, %v; revision %d, %d keys, want 2 at 3, 7, 1", item, ok, f.revision, f.keys.Len())
 	}
@@ -154,7 +160,7 @@ func TestRepeatedNumbersGetTheirFirstResult(t *testing.T) {
 			t.Errorf("a late copy of what was answered up to %d: %+v, %v, want no results", h.AnsweredTo, a, err)
 		}
 	}
-	if item, _ := f.get("a"); string(item.Value) != "x" {
+	if item, _ := itemOf(f, "a"); string(item.Value) != "x" {
 		t.Errorf("a = %q, want x: the late copy took effect", item.Value)
 	}
 }
@@ -188,13 +194,13 @@ func TestCallersAreAnsweredWhenTheirWriteCanBeRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	b, _ := f.out.Next(outbox.Route{Leader: 1, Term: 1}, 0)
-	round, _ := f.reads.Join()
+	round, _ := f.reads.Join(0)
 	f.reads.Confirm(f.reads.Issue(0), 2)
 	seen := make(chan string)
 	go func() {
 		<-ticket.Done()
 		<-round.Done()
-		item, _ := f.get("k")
+		item, _ := itemOf(f, "k")
 		seen <- string(item.Value)
 	}()
 	applyAll(t, f, task{index: 2, term: 1, data: b.Data})

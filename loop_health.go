@@ -63,7 +63,8 @@ func (l *loop) tellCaughtUp() {
 	}
 	if h.probe == nil && l.lead.raftID != 0 && (!h.caughtUp || l.now-h.asked >= election) {
 		h.asked = l.now
-		h.probe, _ = l.reads.Join()
+		probe, _ := l.reads.Join(0)
+		h.probe = probe.Round
 	}
 }
 

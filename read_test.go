@@ -3,12 +3,16 @@ package raftkv
 import (
 	"context"
 	"fmt"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"example.com/raftkv/internal/reads"
 )
 
 // TestListIsOrderedAndComesInPages: by bytes, on every kind of member.
@@ -319,5 +323,44 @@ func TestSlowNetworkKeepsItsLeader(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestReadersOfARoundReadInGroups: the order in which Go wakes them is the one that
+// reads.Seat counts on. If this fails with another version of Go, readers are slower
+// than they could be, and Seat must be adapted.
+func TestReadersOfARoundReadInGroups(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector shuffles goroutines")
+	}
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	r := reads.New(10)
+	r.Become(1)
+	const readers = 40
+	var order []int
+	for range 3 { // the order is always the same
+		order = nil
+		var joined, done sync.WaitGroup
+		for i := range readers {
+			joined.Add(1)
+			done.Go(func() {
+				seat, _ := r.Join(uint64(i))
+				joined.Done()
+				select {
+				case <-seat.Done():
+				case <-t.Context().Done():
+				}
+				order = append(order, i) // one goroutine at a time
+			})
+			joined.Wait()
+		}
+		r.Confirm(r.Issue(1), 0)
+		done.Wait()
+	}
+	for at, i := range order {
+		first := min(i|(reads.GroupMax-1), readers-1)
+		if i != 0 && !slices.Contains(order[:at+1], first) {
+			t.Fatalf("seat %d was woken before %d, in the order %v", i, first, order)
+		}
 	}
 }

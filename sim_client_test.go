@@ -9,6 +9,7 @@ import (
 
 	"example.com/raftkv/internal/command"
 	"example.com/raftkv/internal/history"
+	"example.com/raftkv/internal/keyspace"
 	"example.com/raftkv/internal/outbox"
 	"example.com/raftkv/internal/reads"
 )
@@ -53,7 +54,7 @@ type call struct {
 	began       time.Duration
 	floor       uint64 // a revision that was shown to somebody before
 	ticket      outbox.Ticket
-	round       *reads.Round
+	seat        reads.Seat
 	id          history.ID
 	shown       history.Result // of a read
 	sent        [2]uint64      // origin and number of a write of unknown outcome
@@ -147,7 +148,7 @@ func (x *call) submit() (err error) {
 	n := x.p.n
 	var idle bool
 	if !x.kind.isWrite() {
-		x.round, idle = n.reads.Join()
+		x.seat, idle = n.reads.Join(keyspace.Hash([]byte(x.key)))
 	} else {
 		c := command.Command{
 			Op: command.Put, Key: []byte(x.key), Value: []byte(x.value), Conditional: x.conditional, IfRevision: x.revision,
@@ -166,8 +167,8 @@ func (x *call) submit() (err error) {
 }
 
 func (x *call) done() <-chan struct{} {
-	if x.round != nil {
-		return x.round.Done()
+	if x.seat.Round != nil {
+		return x.seat.Done()
 	}
 	return x.ticket.Done()
 }
@@ -206,9 +207,9 @@ func (x *call) resume() {
 	if x.over {
 		return
 	}
-	if x.round != nil {
+	if x.seat.Round != nil {
 		x.leave()
-		x.finished(0, x.round.Err())
+		x.finished(0, x.seat.Err())
 		return
 	}
 	r, err := x.ticket.Result()
@@ -228,7 +229,7 @@ func (x *call) expire() {
 	var err error
 	switch {
 	case x.isDone():
-	case x.round != nil:
+	case x.seat.Round != nil:
 		err = n.noLeader(ended)
 	default:
 		err = n.abandon(ended, x.ticket)

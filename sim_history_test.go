@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"example.com/raftkv/internal/history"
+	"example.com/raftkv/internal/keyspace"
 )
 
 // A judge looks at what clients are told while the run goes on. Every answer
@@ -158,7 +159,7 @@ func (h *judge) checkRead(x *call) {
 	if x.kind != callStale {
 		h.advance(x, revision, false)
 	}
-	item, ok := f.get(x.key)
+	item, ok := f.get(x.key, keyspace.Hash([]byte(x.key)), x.seat)
 	value, at := m.at(x.key, revision)
 	if x.shown.Outcome = history.NotFound; ok {
 		x.shown = history.Result{Outcome: history.OK, Value: string(item.Value), Revision: item.Revision}

@@ -183,7 +183,7 @@ func (m *model) compare(w *world, p *process) {
 	n := 0
 	for key := range m.keys {
 		value, revision := m.at(key, m.revision())
-		item, ok := p.n.fsm.get(key)
+		item, ok := itemOf(p.n.fsm, key)
 		if ok != (revision != 0) || ok && (string(item.Value) != value || item.Revision != revision) {
 			w.fail("member %d: key %q differs from the model", p.place.id, key)
 		}

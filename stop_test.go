@@ -180,12 +180,12 @@ func (s *stopping) shutdown(n *Node, within time.Duration) {
 // checkState holds the state of a stopped node to what its callers were told.
 func (s *stopping) checkState(n *Node) {
 	for key, on := range s.done {
-		if _, ok := n.fsm.get(key); !ok && on == n {
+		if _, ok := itemOf(n.fsm, key); !ok && on == n {
 			s.t.Errorf("member %d: put %q was acknowledged, and is not there", n.cfg.ID, key)
 		}
 	}
 	for _, key := range s.not {
-		if _, ok := n.fsm.get(key); ok {
+		if _, ok := itemOf(n.fsm, key); ok {
 			s.t.Errorf("member %d: put %q was certainly not done, and is there", n.cfg.ID, key)
 		}
 	}

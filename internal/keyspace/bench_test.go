@@ -2,6 +2,7 @@ package keyspace
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"testing"
 )
 
@@ -14,13 +15,30 @@ func fill(n int) (*Keyspace, [][]byte) {
 	return k, keys
 }
 
+// BenchmarkGet looks up keys and reads their values, one after the other or in
+// groups.
 func BenchmarkGet(b *testing.B) {
 	k, keys := fill(100_000)
-	i := 0
-	b.ReportAllocs()
-	for b.Loop() {
-		k.Find(keys[i%len(keys)])
-		i++
+	rng := rand.New(rand.NewPCG(1, 1))
+	for _, group := range []int{1, 4, WarmMax} {
+		b.Run(fmt.Sprintf("group=%d", group), func(b *testing.B) {
+			hashes, chosen := make([]uint64, group), make([]string, group)
+			sum := 0
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if i%group == 0 {
+					for j := range group {
+						key := keys[rng.IntN(len(keys))]
+						hashes[j], chosen[j] = Hash(key), string(key)
+					}
+					if group > 1 {
+						k.Warm(hashes, true)
+					}
+				}
+				item, _ := k.Lookup(chosen[i%group], hashes[i%group])
+				sum += int(item.Value[0]) + int(item.Value[len(item.Value)-1])
+			}
+		})
 	}
 }
 

@@ -52,7 +52,7 @@ type Item struct {
 // while its caller holds the lock, and gives up when the range is not small;
 // only then is a view worth its price.
 //
-// Where a key stands is decided by a hash with a seed of this Keyspace's own, so
+// Where a key stands is decided by a hash with a seed of this process's own, so
 // that nobody can choose keys that get into each other's way. Nothing that
 // members compare depends on it.
 //
@@ -76,7 +76,6 @@ type Keyspace struct {
 // contents are what a Keyspace and its views have in common.
 type contents struct {
 	shards    [shardCount]*table // never nil
-	seed      maphash.Seed
 	index     *btree.Set[string]
 	dataBytes int64 // of keys and values
 	keyBytes  int64 // of keys alone
@@ -85,7 +84,7 @@ type contents struct {
 
 // New returns an empty Keyspace.
 func New() *Keyspace {
-	k := &Keyspace{contents: contents{seed: maphash.MakeSeed(), index: new(btree.Set[string])}}
+	k := &Keyspace{contents: contents{index: new(btree.Set[string])}}
 	tables := make([]table, shardCount)
 	for i := range k.shards {
 		k.shards[i] = &tables[i]
@@ -93,9 +92,18 @@ func New() *Keyspace {
 	return k
 }
 
+var seed = maphash.MakeSeed()
+
+// Hash returns where a key stands, the same in every Keyspace of this process: who
+// has more than one use for it computes it once.
+func Hash(key []byte) uint64 { return maphash.Bytes(seed, key) }
+
 // Get returns the item of a key.
-func (c *contents) Get(key string) (Item, bool) {
-	shard, tag := place(maphash.String(c.seed, key))
+func (c *contents) Get(key string) (Item, bool) { return c.Lookup(key, maphash.String(seed, key)) }
+
+// Lookup is Get for a key whose hash is known.
+func (c *contents) Lookup(key string, hash uint64) (Item, bool) {
+	shard, tag := place(hash)
 	t := c.shards[shard]
 	at, ok := t.find(tag, key)
 	if !ok {
@@ -130,10 +138,10 @@ type Place struct {
 	found     bool
 }
 
-// Find returns the place of a key, for Set and Remove: so a write that depends
-// on what is there looks once.
-func (k *Keyspace) Find(key []byte) Place {
-	shard, tag := place(maphash.Bytes(k.seed, key))
+// Find returns the place of a key with a hash, for Set and Remove: so a write that
+// depends on what is there looks once.
+func (k *Keyspace) Find(key []byte, hash uint64) Place {
+	shard, tag := place(hash)
 	t := k.shards[shard]
 	p := Place{shard: shard, tag: tag}
 	if p.at, p.found = t.find(tag, stringOf(key)); p.found {
@@ -142,25 +150,21 @@ func (k *Keyspace) Find(key []byte) Place {
 	return p
 }
 
-// WarmMax is how many keys Warm takes.
+// WarmMax is how many keys are worth a call of Warm: what they bring in must still
+// be there when the last of them is looked up.
 const WarmMax = 16
 
-// Warm brings into the processor's cache what Find reads for keys. One key after
-// the other, the processor waits for the memory of each: for its slot, and then
-// for its record. Side by side, these loads do not depend on each other, and it
-// waits for many at a time: that is a third of all that a write costs.
-func (k *Keyspace) Warm(keys [][]byte) {
-	var hashes [WarmMax]uint64
-	for i, key := range keys {
-		hashes[i] = maphash.Bytes(k.seed, key)
-	}
-	k.warm(hashes[:len(keys)])
-}
+// Warm brings into the processor's cache what Find reads for keys with these hashes
+// and, if values is true, what Lookup returns. One key after the other, the
+// processor waits for the memory of each: for its slot, and then for its record.
+// Side by side, these loads do not depend on each other, and it waits for many at a
+// time: that is a third of all that a write costs, and half of a lookup.
+func (k *Keyspace) Warm(hashes []uint64, values bool) { k.warm(hashes, values) }
 
-// warm is Warm for hashes. What it returns means nothing, but has it read.
+// warm is Warm. What it returns means nothing, but has it read.
 //
 //go:noinline
-func (c *contents) warm(hashes []uint64) (sum uint64) {
+func (c *contents) warm(hashes []uint64, values bool) (sum uint64) {
 	for _, hash := range hashes {
 		shard, tag := place(hash)
 		if t := c.shards[shard]; t.n > 0 {
@@ -172,7 +176,7 @@ func (c *contents) warm(hashes []uint64) (sum uint64) {
 		t := c.shards[shard]
 		for at := t.home(tag); at < len(t.slots) && t.slots[at].tag <= tag; at++ {
 			if s := &t.slots[at]; s.tag == tag && s.record != "" {
-				sum += uint64(s.record[0]) + uint64(s.record[recordHead])
+				sum += s.record.read(values)
 				break
 			}
 		}
@@ -211,11 +215,13 @@ func (k *Keyspace) Remove(p Place) {
 }
 
 // Put sets a key. It copies what it is given.
-func (k *Keyspace) Put(key, value []byte, revision uint64) { k.Set(k.Find(key), key, value, revision) }
+func (k *Keyspace) Put(key, value []byte, revision uint64) {
+	k.Set(k.Find(key, Hash(key)), key, value, revision)
+}
 
 // Delete removes a key and reports whether it was there.
 func (k *Keyspace) Delete(key []byte) bool {
-	p := k.Find(key)
+	p := k.Find(key, Hash(key))
 	if p.found {
 		k.Remove(p)
 	}
@@ -298,16 +304,15 @@ func (c *contents) ascend(prefix, after string, limit int, yield func(Item) bool
 func (c *contents) yieldAll(keys []string, yield func(Item) bool) bool {
 	var hashes [WarmMax]uint64
 	for i, key := range keys {
-		hashes[i] = maphash.String(c.seed, key)
+		hashes[i] = maphash.String(seed, key)
 	}
-	c.warm(hashes[:len(keys)])
+	c.warm(hashes[:len(keys)], true)
 	for i, key := range keys {
-		shard, tag := place(hashes[i])
-		at, ok := c.shards[shard].find(tag, key)
+		item, ok := c.Lookup(key, hashes[i])
 		if !ok {
 			panic(fmt.Sprintf("raftkv: BUG: key %q is in the index alone", key))
 		}
-		if !yield(c.shards[shard].slots[at].item()) {
+		if !yield(item) {
 			return false
 		}
 	}
@@ -350,7 +355,7 @@ func (c *contents) checkShard(i int) error {
 			continue
 		}
 		item := s.item()
-		if shard, tag := place(maphash.String(c.seed, item.Key)); shard != i || tag != s.tag || !c.index.Contains(item.Key) {
+		if shard, tag := place(maphash.String(seed, item.Key)); shard != i || tag != s.tag || !c.index.Contains(item.Key) {
 			return fmt.Errorf("key %q is misplaced", item.Key)
 		}
 		if s.record != newRecord([]byte(item.Key), []byte(item.Value), item.Revision) {

@@ -131,11 +131,11 @@ func TestWarmingChangesNothing(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 5))
 	k, m := New(), model{}
 	for range 100 {
-		keys := make([][]byte, rng.IntN(WarmMax+1))
-		for i := range keys {
-			keys[i] = []byte(randomKey(rng, 6))
+		hashes := make([]uint64, rng.IntN(WarmMax+1))
+		for i := range hashes {
+			hashes[i] = Hash([]byte(randomKey(rng, 6)))
 		}
-		k.Warm(keys)
+		k.Warm(hashes, rng.IntN(2) == 0)
 		checkContents(t, &k.contents, m)
 		mutate(t, rng, k, m, rng.IntN(50))
 	}
@@ -351,7 +351,7 @@ func TestWritesAllocateOnce(t *testing.T) {
 	key := bytes.Repeat([]byte("k"), 100)
 	k.Put(key, []byte("v"), 1)
 	name := string(key)
-	if n := testing.AllocsPerRun(100, func() { k.Get(name); k.Find(key) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { k.Get(name); k.Find(key, Hash(key)) }); n != 0 {
 		t.Errorf("lookups allocate %v times", n)
 	}
 	if n := testing.AllocsPerRun(100, func() { k.Put(key, key, 2) }); n > 1 {

@@ -22,6 +22,10 @@ const (
 	// attempts of two election timeouts must be remembered, or on a slow network
 	// each answer comes after it was forgotten. These are of more than three.
 	attemptsMax = 16
+	// GroupMax is how many readers of a round prepare their lookups together.
+	GroupMax = 16
+	// notesMax bounds the notes that a round keeps.
+	notesMax = 1024
 	// ContextBytes is the size of a context: raft ID and number.
 	ContextBytes = 16
 )
@@ -29,16 +33,31 @@ const (
 // A Round is a group of readers. They may read when the state machine has
 // reached the index that a quorum confirmed after the last of them had joined.
 type Round struct {
-	done     chan struct{} // closed when the readers may go on; nobody sends
-	wanted   atomic.Bool   // somebody has joined
-	err      error         // written before done is closed
-	index    uint64        // 0 until confirmed
-	attempts []uint64      // the numbers of the contexts sent, oldest first
-	askedAt  uint64        // the tick at which it was issued
-	retryAt  uint64        // the tick at which to ask again
+	done     chan struct{}   // closed when the readers may go on; nobody sends
+	joined   atomic.Int64    // how many readers have
+	notes    []atomic.Uint64 // of the first of them
+	err      error           // written before done is closed
+	index    uint64          // 0 until confirmed
+	attempts []uint64        // the numbers of the contexts sent, oldest first
+	askedAt  uint64          // the tick at which it was issued
+	retryAt  uint64          // the tick at which to ask again
 }
 
-func newRound() *Round { return &Round{done: make(chan struct{})} }
+// newRound returns a round with room for so many notes.
+func newRound(notes int) *Round {
+	return &Round{done: make(chan struct{}), notes: make([]atomic.Uint64, notes)}
+}
+
+// successor returns the round that new readers join after this one, with room for
+// the notes of about as many readers. Few of them do without.
+func (r *Round) successor() *Round {
+	const notesMin = 4
+	notes := max(int(r.joined.Load()), len(r.notes)-len(r.notes)/8-1) // rounds of unlike size take turns
+	if notes < notesMin {
+		notes = 0
+	}
+	return newRound(min(notes, notesMax))
+}
 
 // end lets the readers go on, with an error if it is not nil.
 func (r *Round) end(err error) {
@@ -49,8 +68,41 @@ func (r *Round) end(err error) {
 // Done is closed when the readers may read, or when Err says why not.
 func (r *Round) Done() <-chan struct{} { return r.done }
 
+// isWanted reports whether somebody has joined.
+func (r *Round) isWanted() bool { return r.joined.Load() > 0 }
+
 // Err returns why the readers may not read. Only after Done.
 func (r *Round) Err() error { return r.err }
+
+// A Seat is a reader's place in a round. The zero Seat is in none.
+//
+// Readers leave a note when they join. Go wakes those who wait for a channel in the
+// reverse of the order in which they came, but the first one, who comes first. So
+// they read in groups: the last to have joined reads first, and knows from the notes
+// of the others what is looked up next. Nothing but speed depends on that order.
+type Seat struct {
+	*Round
+	number int
+}
+
+// IsFirst reports whether the reader is the one of its group who reads first. Only
+// after Done.
+func (s Seat) IsFirst() bool {
+	if s.Round == nil || s.number >= len(s.notes) {
+		return false
+	}
+	return s.number%GroupMax == GroupMax-1 || s.number == min(len(s.notes), int(s.joined.Load()))-1
+}
+
+// Group returns the notes of the group whose first reader this is, and how many
+// they are: its own, then those of who comes next.
+func (s Seat) Group(notes *[GroupMax]uint64) int {
+	n := s.number%GroupMax + 1
+	for i := range n {
+		notes[i] = s.notes[s.number-i].Load()
+	}
+	return n
+}
 
 // A Reads is all rounds of a node. Callers join; the loop issues contexts and
 // brings confirmations; the applier says how far it is.
@@ -83,7 +135,7 @@ type Reads struct {
 // New returns a Reads that asks again after so many ticks.
 func New(retryTicks uint64) *Reads {
 	r := &Reads{retryTicks: retryTicks}
-	r.next.Store(newRound())
+	r.next.Store(newRound(0))
 	return r
 }
 
@@ -94,11 +146,16 @@ func (r *Reads) Become(raftID uint64) {
 	r.self = raftID
 }
 
-// Join returns the round of a new reader. If idle is true, the caller wakes the
-// loop. When the node has stopped, the round has ended with the cause.
-func (r *Reads) Join() (round *Round, idle bool) {
-	round = r.next.Load()
-	return round, !round.wanted.Load() && !round.wanted.Swap(true)
+// Join returns the seat of a new reader, who leaves a note there. If idle is true,
+// the caller wakes the loop. When the node has stopped, the round has ended with the
+// cause.
+func (r *Reads) Join(note uint64) (seat Seat, idle bool) {
+	round := r.next.Load()
+	seat = Seat{round, int(round.joined.Add(1)) - 1}
+	if seat.number < len(round.notes) {
+		round.notes[seat.number].Store(note)
+	}
+	return seat, seat.number == 0
 }
 
 // Issue returns the context of a question that the loop shall ask, or nil if
@@ -114,7 +171,7 @@ func (r *Reads) Issue(now uint64) []byte {
 	if !r.isDue(now) {
 		return nil
 	}
-	round := r.next.Swap(newRound())
+	round := r.next.Swap(r.next.Load().successor())
 	round.askedAt = now
 	r.asked = append(r.asked, round)
 	return r.ask(round, now)
@@ -197,7 +254,7 @@ func (r *Reads) Refuse(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.err == nil {
-		r.refuse(newRound(), err)
+		r.refuse(newRound(0), err)
 	}
 }
 
@@ -209,7 +266,7 @@ func (r *Reads) Fail(err error) {
 		return
 	}
 	r.err = err
-	last := newRound()
+	last := newRound(0)
 	last.end(err)
 	r.refuse(last, err)
 }
@@ -237,7 +294,7 @@ func (r *Reads) IsDue(now uint64) bool {
 // tick that goes by.
 func (r *Reads) isDue(now uint64) bool {
 	n := len(r.asked)
-	return r.err == nil && r.next.Load().wanted.Load() && len(r.reached) < ReachedMax &&
+	return r.err == nil && r.next.Load().isWanted() && len(r.reached) < ReachedMax &&
 		(n < 2 || n < RoundsMax && r.asked[n-1].askedAt < now)
 }
 
@@ -245,5 +302,5 @@ func (r *Reads) isDue(now uint64) bool {
 func (r *Reads) Waiting() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.err == nil && r.next.Load().wanted.Load() || len(r.asked) > 0
+	return r.err == nil && r.next.Load().isWanted() || len(r.asked) > 0
 }

@@ -24,8 +24,8 @@ func newReads() *Reads {
 
 func join(t *testing.T, r *Reads) *Round {
 	t.Helper()
-	round, _ := r.Join()
-	return round
+	seat, _ := r.Join(0)
+	return seat.Round
 }
 
 // issue returns a context that must be there.
@@ -77,19 +77,19 @@ func wantWaits(t *testing.T, rounds ...*Round) {
 
 func TestReadersShareTheNextRound(t *testing.T) {
 	r := newReads()
-	first, idle := r.Join()
+	first, idle := r.Join(0)
 	if !idle {
 		t.Errorf("first Join = idle %v, want idle", idle)
 	}
-	second, idle := r.Join()
-	if idle || second != first {
-		t.Errorf("second Join = same round %v, idle %v, want the same round and not idle", second == first, idle)
+	second, idle := r.Join(0)
+	if same := second.Round == first.Round; idle || !same {
+		t.Errorf("second Join = same round %v, idle %v, want the same round and not idle", same, idle)
 	}
 	context := issue(t, r, 0)
 	wantNoIssue(t, r, 0)
 	r.Applied(5)
 	r.Confirm(context, 5)
-	wantDone(t, first)
+	wantDone(t, first.Round)
 }
 
 // A quorum that was asked before a reader came says nothing about writes that
@@ -98,16 +98,16 @@ func TestReaderNeverJoinsARoundThatWasIssued(t *testing.T) {
 	r := newReads()
 	early := join(t, r)
 	context := issue(t, r, 0)
-	late, idle := r.Join()
-	if late == early || !idle {
+	late, idle := r.Join(0)
+	if late.Round == early || !idle {
 		t.Fatalf("a reader joined a round that was asked already, or nobody wakes the loop (idle %v)", idle)
 	}
 	r.Applied(9)
 	r.Confirm(context, 9)
 	wantDone(t, early)
-	wantWaits(t, late)
+	wantWaits(t, late.Round)
 	r.Confirm(issue(t, r, 1), 9)
-	wantDone(t, late)
+	wantDone(t, late.Round)
 }
 
 func TestRoundsInFlightAreBounded(t *testing.T) {
@@ -322,7 +322,7 @@ func TestConcurrentReadersSeeWhatWasCommittedBefore(t *testing.T) {
 				mu.Lock()
 				before := committed
 				mu.Unlock()
-				round, _ := r.Join()
+				round, _ := r.Join(0)
 				<-round.Done()
 				mu.Lock()
 				if applied < before {
@@ -382,5 +382,63 @@ func TestReadersWaitWhileTheApplierIsFarBehind(t *testing.T) {
 	}
 	if !r.IsDue(0) || r.Issue(0) == nil {
 		t.Error("no round is issued after the applier has caught up")
+	}
+}
+
+// A seat belongs to one group, whose first reader finds the notes of all of it.
+func TestReadersAreInGroups(t *testing.T) {
+	r := newReads()
+	for _, room := range []int{notesMax, 0, 5, GroupMax, GroupMax + 1, 3*GroupMax - 2} { // that the round before asked for
+		for _, readers := range []int{1, 2, 15, 16, 17, 40, 48} {
+			r.next.Store(newRound(room))
+			seats := make([]Seat, readers)
+			for i := range seats {
+				seats[i], _ = r.Join(uint64(i) + 1)
+			}
+			next := min(room, readers) // Go wakes all but the first in reverse
+			for i := next - 1; i >= 0; i-- {
+				if !seats[i].IsFirst() {
+					continue
+				}
+				var notes [GroupMax]uint64
+				n := seats[i].Group(&notes)
+				for _, note := range notes[:n] {
+					if note != uint64(next) {
+						t.Fatalf("%d readers, room for %d: seat %d has a group with notes %v, want %d next", readers, room, i, notes[:n], next)
+					}
+					next--
+				}
+			}
+			if next != 0 {
+				t.Errorf("%d readers, room for %d: %d of them are in no group", readers, room, next)
+			}
+			for _, s := range seats[min(room, readers):] {
+				if s.IsFirst() {
+					t.Errorf("%d readers, room for %d: seat %d, without a note, is first of a group", readers, room, s.number)
+				}
+			}
+		}
+	}
+	if (Seat{}).IsFirst() {
+		t.Error("a reader without a round is first of a group")
+	}
+}
+
+// A round has room for the notes of as many readers as came of late, and no more.
+func TestRoomForNotesFollowsTheReaders(t *testing.T) {
+	round := newRound(0)
+	for _, test := range []struct{ readers, want int }{
+		{1, 0}, {3, 0}, {4, 4}, {64, 64}, {40, 55}, {40, 48}, {40, 41}, {40, 40}, {1, 34}, {5000, notesMax}, {1, 895},
+	} {
+		round.joined.Store(int64(test.readers))
+		if round = round.successor(); len(round.notes) != test.want {
+			t.Errorf("after a round of %d readers there is room for %d notes, want %d", test.readers, len(round.notes), test.want)
+		}
+	}
+	for range 100 {
+		round = round.successor()
+	}
+	if n := len(round.notes); n != 0 {
+		t.Errorf("there is room for %d notes that nobody leaves", n)
 	}
 }
