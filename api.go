@@ -323,7 +323,7 @@ func (n *Node) get(ctx context.Context, key string, opts []ReadOption) (KeyValue
 }
 
 func keyValue(i keyspace.Item) KeyValue {
-	return KeyValue{Key: i.Key, Value: append([]byte{}, i.Value...), Revision: i.Revision}
+	return KeyValue{Key: i.Key, Value: []byte(i.Value), Revision: i.Revision}
 }
 
 // read returns when this node's state may be read as the options ask. The reader had
