@@ -198,16 +198,17 @@ func (f *fsm) applyBatch(data []byte) (answer, error) {
 	case !fresh:
 		a.results = f.applyRest(b.Header, commands, own)
 	case own:
-		a.results = f.applyFresh(b.Header, commands, make([]dedup.Result, 0, b.Len()))
+		a.results = f.applyFresh(b.Header, commands, make([]dedup.Result, 0, b.Len()), own)
 	default:
-		f.results = f.applyFresh(b.Header, commands, f.results[:0])
+		f.results = f.applyFresh(b.Header, commands, f.results[:0], own)
 	}
 	return a, nil
 }
 
 // applyFresh applies a batch of which nothing has been applied: nearly all are.
-// It appends the results.
-func (f *fsm) applyFresh(h command.Header, commands []command.Command, results []dedup.Result) []dedup.Result {
+// It appends the results. Of a batch of our own, callers are answered as it goes, so
+// that they do not wait for the last of it; whoever reads waits for the lock.
+func (f *fsm) applyFresh(h command.Header, commands []command.Command, results []dedup.Result, own bool) []dedup.Result {
 	var hashes [keyspace.WarmMax]uint64
 	for group := range slices.Chunk(commands, keyspace.WarmMax) {
 		for i := range group {
@@ -218,6 +219,9 @@ func (f *fsm) applyFresh(h command.Header, commands []command.Command, results [
 		}
 		for i := range group {
 			results = append(results, f.applyCommand(&group[i], hashes[i]))
+		}
+		if own && len(results) < len(commands) {
+			f.out.ResolveSome(h.First, results[:len(commands)], len(results))
 		}
 	}
 	f.dedup.Record(h.Origin, h.First, results...)

@@ -38,8 +38,8 @@ type Route struct{ Leader, Term uint64 }
 // Invariants:
 //
 //  1. A number is given once. Batches in flight are ordered by number.
-//  2. A batch is resolved once, by the applier, by Fail, or never if all of its
-//     callers have gone.
+//  2. A group of a batch is answered once, by the applier, by Fail, or never if all
+//     of the batch's callers have gone.
 //  3. All numbers up to answeredTo are answered or abandoned, and no number is
 //     more than dedup.Window above it: the replicated table stays bounded.
 //  4. A command that was abandoned before its batch was taken is never sent.
@@ -86,16 +86,14 @@ func (o *Outbox) Add(c *command.Command) (t Ticket, wake bool, err error) {
 		return Ticket{}, false, fmt.Errorf("%w: %d writes wait for their answer", fault.ErrOverloaded, o.count)
 	}
 	b := o.open(size)
-	b.data = c.Append(b.data)
-	b.ends = append(b.ends, len(b.data))
-	b.live++
+	g := b.add(c)
 	o.bytes.Add(int64(size))
 	o.count++
 	wake = len(o.queue) == 1 && len(b.ends) == 1
 	if o.hungry && o.isDue() {
 		o.hungry, wake = false, true
 	}
-	return Ticket{b, len(b.ends) - 1}, wake, nil
+	return Ticket{b, g, len(b.ends) - 1}, wake, nil
 }
 
 // open returns the batch that takes the next command.
@@ -107,7 +105,6 @@ func (o *Outbox) open(size int) *batch {
 		}
 	}
 	b := &batch{
-		done: make(chan struct{}),
 		data: make([]byte, command.HeaderBytes, command.HeaderBytes+max(size, 512, o.grown.bytes)),
 		ends: make([]int, 0, max(4, o.grown.commands)),
 	}
@@ -223,6 +220,19 @@ func (o *Outbox) CutOff() {
 	}
 }
 
+// ResolveSome answers the groups of a batch in flight whose results are there: the
+// first n of results, which is as long as the batch. The others follow with Resolve,
+// in the same slice. In a batch that was sent without some of its commands nobody is
+// answered before.
+func (o *Outbox) ResolveSome(first uint64, results []dedup.Result, n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	i := slices.IndexFunc(o.flight, func(b *batch) bool { return b.first == first })
+	if i >= 0 && o.flight[i].kept == nil {
+		o.flight[i].answer(n/GroupMax, results, nil)
+	}
+}
+
 // Resolve answers the batch with a first number, if it is in flight. The
 // results are in the order of the numbers.
 func (o *Outbox) Resolve(first uint64, results []dedup.Result) {
@@ -259,18 +269,14 @@ func (o *Outbox) ResolveFrom(table *dedup.Table) {
 func (o *Outbox) resolve(b *batch, results []dedup.Result, err error) {
 	o.bytes.Add(-int64(len(b.data) - command.HeaderBytes))
 	o.count -= b.sentLen()
-	b.err = err
-	if b.kept == nil {
-		b.results = results
-	} else {
-		b.results = make([]dedup.Result, len(b.ends))
+	if err == nil && b.kept != nil {
+		sent := results
+		results = make([]dedup.Result, len(b.ends))
 		for at, index := range b.kept {
-			if at < len(results) {
-				b.results[index] = results[at]
-			}
+			results[index] = sent[at]
 		}
 	}
-	close(b.done)
+	b.answer(len(b.groups), results, err)
 }
 
 // Abandon says that nobody waits for a ticket any more. It reports whether the
@@ -348,8 +354,7 @@ func (o *Outbox) refuse(err error) {
 	for _, b := range o.queue {
 		o.bytes.Add(-int64(len(b.data) - command.HeaderBytes))
 		o.count -= b.live
-		b.err = err
-		close(b.done)
+		b.answer(len(b.groups), nil, err)
 	}
 	o.queue = nil
 }
