@@ -131,6 +131,37 @@ func TestSnapshotOfAllSizesReachesALearnerWhileWritesGoOn(t *testing.T) {
 	})
 }
 
+// TestReceiverGoesOnFromItsSnapshotHoweverMuchWasWrittenMeanwhile: more than the log
+// keeps without a pin and more than raft has on its way to a member, less than the
+// log keeps with a pin.
+func TestReceiverGoesOnFromItsSnapshotHoweverMuchWasWrittenMeanwhile(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		var j journal
+		c.found(3, j.record)
+		n, value := c.leader(), strings.Repeat("v", 1<<20)
+		write := func(times int) {
+			for range times {
+				c.put(n, "k", value)
+				c.pause(8 * time.Millisecond)
+			}
+		}
+		write(80) // the log does not have all of it
+		for id := 1; id <= 3; id++ {
+			c.net.Delay("n4:1", fmt.Sprintf("n%d:1", id), 100*time.Millisecond)
+			c.net.Delay(fmt.Sprintf("n%d:1", id), "n4:1", 100*time.Millisecond)
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() { c.learner(4, j.record) })
+		write(300)
+		wg.Wait()
+		c.pause(time.Second)
+		if got := j.of("sending snapshot"); got != 1 {
+			t.Errorf("%d snapshots were sent, want 1", got)
+		}
+		c.wantSameState()
+	})
+}
+
 // TestPendingWriteIsAnsweredByASnapshot: a member's write takes effect, but the
 // member gets a snapshot in place of the entry that says so.
 func TestPendingWriteIsAnsweredByASnapshot(t *testing.T) {

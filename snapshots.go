@@ -87,17 +87,24 @@ func (l *loop) retrySnapshot(raftID uint64) {
 }
 
 // tendSnapshots renews the pins of snapshots on their way and ends those that
-// have done their work. Called every tick.
+// have done their work. A receiver that has its snapshot needs the log behind it
+// until it has caught up: while much was written meanwhile, a compaction would take
+// that away under its hands and it would need the next snapshot. Called every tick.
 func (l *loop) tendSnapshots() {
 	if l.now > l.snaps.until && !l.log.isPinned(l.now) {
 		l.log.handle = nil // whoever asked for it has gone, and it keeps memory
 	}
 	for id, p := range l.log.pins {
 		switch progress := l.Progress(id); {
-		case l.lead.raftID != l.raftID || progress.Replicates && progress.Match >= p.index && !l.links.sending[id]:
+		case l.lead.raftID != l.raftID:
 			l.log.unpin(id)
 		case l.links.sending[id]:
 			p.until = l.pinUntil()
+		case !progress.Replicates:
+		case l.log.isNearEnd(progress.Match):
+			l.log.unpin(id)
+		case p.index != 0 && progress.Match > p.index:
+			p.index, p.until = progress.Match, l.pinUntil()
 		}
 	}
 }

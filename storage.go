@@ -52,7 +52,8 @@ type snapshotHandle struct {
 }
 
 // A pin keeps the log behind a snapshot that is on its way, so that the
-// receiver can go on from there.
+// receiver can go on from there, and then behind what the receiver has, until that
+// is near the end of the log.
 type pin struct {
 	index uint64
 	until uint64 // the tick at which it falls unless the receiver replicates
@@ -183,6 +184,16 @@ func (s *storage) unpin(raftID uint64) {
 	if len(s.pins) == 0 {
 		s.handle = nil // frees the memory that it keeps
 	}
+}
+
+// isNearEnd reports whether so little of the log is behind an index that a member
+// which replicates from there will be gone on before a compaction takes it.
+func (s *storage) isNearEnd(index uint64) bool {
+	behind := int64(0)
+	for _, n := range s.sizes[min(max(index, s.first)-s.first, uint64(len(s.sizes))):] {
+		behind += n
+	}
+	return index >= s.first && behind <= s.maxBytes/2
 }
 
 // isPinned reports whether a snapshot is on its way, or has just arrived.
