@@ -5,6 +5,7 @@ package keyspace
 import (
 	"fmt"
 	"hash/maphash"
+	"math"
 	"strings"
 
 	"github.com/tidwall/btree"
@@ -71,6 +72,7 @@ type Keyspace struct {
 	contents
 	shared [shardCount]bool
 	frozen *View // what Freeze returned, until the next write
+	homes  int   // that a table which has to grow gets at least; see Expect
 }
 
 // contents are what a Keyspace and its views have in common.
@@ -97,6 +99,19 @@ var seed = maphash.MakeSeed()
 // Hash returns where a key stands, the same in every Keyspace of this process: who
 // has more than one use for it computes it once.
 func Hash(key []byte) uint64 { return maphash.Bytes(seed, key) }
+
+// Expect says how many keys there will be in all, as far as that is known; 0 that
+// nothing is. A table that has to grow then grows to what it will need, at once: a
+// slot would else be moved four times on average, and pushed aside far more
+// often, because a table that grows by a quarter is always nearly full.
+// Every such move is a write barrier while the garbage collector marks.
+func (k *Keyspace) Expect(keys int) {
+	if k.homes = 0; keys > 0 {
+		n := float64(keys) / shardCount
+		n += 3 * math.Sqrt(n) // hardly a shard has more
+		k.homes = int(n*8/7) + 1
+	}
+}
 
 // Get returns the item of a key.
 func (c *contents) Get(key string) (Item, bool) { return c.Lookup(key, maphash.String(seed, key)) }
@@ -196,12 +211,22 @@ func (k *Keyspace) Set(p Place, key, value []byte, revision uint64) {
 		k.forget(s.record)
 		s.record = r
 	} else {
-		t.insert(p.at, slot{record: r, tag: p.tag, keyLen: uint32(len(key))})
+		t.insert(p.at, slot{record: r, tag: p.tag, keyLen: uint32(len(key))}, k.homes)
 		k.keyBytes += int64(len(key))
-		k.index.Insert(string(key)) // not of the record, which the index would keep when it is replaced
+		k.insertIndex(string(key)) // not of the record, which the index would keep when it is replaced
 	}
 	k.dataBytes += int64(r.dataBytes())
 	k.hash += r.hash()
+}
+
+// insertIndex adds a key to the index. Many that are expected mostly come in order;
+// then the place of each is behind the last.
+func (k *Keyspace) insertIndex(key string) {
+	if k.homes > 0 {
+		k.index.Load(key)
+	} else {
+		k.index.Insert(key)
+	}
 }
 
 // Remove removes the key for which Find returned a place where it exists.

@@ -358,3 +358,39 @@ func TestWritesAllocateOnce(t *testing.T) {
 		t.Errorf("an overwrite allocates %v times, want once: the record", n)
 	}
 }
+
+// TestExpectedKeysFindTheirRoom: tables that know how much comes move few slots,
+// and are no larger in the end than those that have grown.
+func TestExpectedKeysFindTheirRoom(t *testing.T) {
+	const keys = 200_000
+	fill := func(expected int) (k *Keyspace, room, growths int) {
+		k = New()
+		k.Expect(expected)
+		var homes [shardCount]int
+		for i := range keys {
+			k.Put(fmt.Appendf(nil, "%08d", i*7919%keys), nil, 1)
+			if i%16 == 0 {
+				for j, t := range k.shards {
+					if t.homes != homes[j] {
+						homes[j] = t.homes
+						growths++
+					}
+				}
+			}
+		}
+		for _, t := range k.shards {
+			room += len(t.slots)
+		}
+		return k, room, growths
+	}
+	k, room, growths := fill(keys)
+	if err := k.check(); err != nil {
+		t.Error(err)
+	}
+	if growths > shardCount*11/10 {
+		t.Errorf("%d tables have grown %d times", shardCount, growths)
+	}
+	if _, grown, _ := fill(0); room > grown*11/10 {
+		t.Errorf("%d slots, want not many more than the %d of tables that were not told", room, grown)
+	}
+}

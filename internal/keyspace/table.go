@@ -118,10 +118,11 @@ func (t *table) find(tag uint32, key string) (at int, ok bool) {
 	return at, false
 }
 
-// insert adds a slot whose key is not there, at the place that find returned.
-func (t *table) insert(at int, s slot) {
+// insert adds a slot whose key is not there, at the place that find returned. A
+// table that has to grow gets so many homes at least.
+func (t *table) insert(at int, s slot, homes int) {
 	if t.n >= t.homes-t.homes/8 {
-		t.resize(max(homesMin, t.homes+t.homes/4))
+		t.resize(max(homesMin, t.homes+t.homes/4, homes))
 		at, _ = t.find(s.tag, s.key())
 	}
 	t.place(at, s)

@@ -69,7 +69,7 @@ func change(t *testing.T, table *table, want map[string]uint64, tags []uint32, k
 		table.slots[at].record = r
 		want[key] = revision
 	case revision != 0:
-		table.insert(at, slot{record: r, tag: tag, keyLen: uint32(len(key))})
+		table.insert(at, slot{record: r, tag: tag, keyLen: uint32(len(key))}, 0)
 		want[key] = revision
 	}
 }

@@ -16,6 +16,9 @@ import (
 // The receiver drops it and raft sends another.
 var ErrMalformed = errors.New("raftkv: malformed snapshot")
 
+// expectMin is for how many keys a Builder makes room before the first.
+const expectMin = 1 << 14
+
 // A Builder makes a state from the parts of a snapshot that another member
 // sends. It believes nothing: every key is held to the protocol's limits, and
 // there can be no more of them, and no more bytes, than were declared before
@@ -28,6 +31,7 @@ var ErrMalformed = errors.New("raftkv: malformed snapshot")
 type Builder struct {
 	keysLeft  uint64
 	bytesLeft uint64 // of keys and values
+	expected  int    // keys that the keyspace has been told to expect
 	keys      *keyspace.Keyspace
 	table     *dedup.Table
 	err       error // the first, which stays
@@ -62,6 +66,7 @@ func (b *Builder) Finish() (*keyspace.Keyspace, *dedup.Table, error) {
 		return nil, nil, b.err
 	}
 	b.err = errors.New("raftkv: snapshot is finished")
+	b.keys.Expect(0)
 	return b.keys, b.table, nil
 }
 
@@ -102,6 +107,9 @@ func (b *Builder) addRecord(body []byte) error {
 		return errors.New("more keys or bytes than declared")
 	}
 	before := b.keys.Len()
+	if before == b.expected {
+		b.expect(before)
+	}
 	b.keys.Put(r.key, r.value, r.revision)
 	if b.keys.Len() == before {
 		return fmt.Errorf("key %q comes twice", r.key)
@@ -109,6 +117,13 @@ func (b *Builder) addRecord(body []byte) error {
 	b.keysLeft--
 	b.bytesLeft -= size
 	return nil
+}
+
+// expect prepares for more keys than the so many that have come. What was declared is
+// only a claim: room is made for a few times of what has come.
+func (b *Builder) expect(keys int) {
+	b.expected = keys + int(min(b.keysLeft, uint64(max(expectMin, 3*keys))))
+	b.keys.Expect(b.expected)
 }
 
 type record struct {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -341,5 +342,33 @@ func BenchmarkBuilder(b *testing.B) {
 		if _, _, err := build(view.Len(), view.DataBytes(), parts...); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestAnEmptyClaimCostsNoMemory: a header may declare what never comes.
+func TestAnEmptyClaimCostsNoMemory(t *testing.T) {
+	k := keyspace.New()
+	for i := range 5000 {
+		k.Put(fmt.Appendf(nil, "%d", i), nil, 1)
+	}
+	var parts [][]byte
+	for part := range Parts(k.Freeze(), dedup.New(), 1<<10) {
+		parts = append(parts, part)
+	}
+	cost := func(declared uint64) uint64 {
+		b := NewBuilder(declared, 1<<40)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for _, part := range parts {
+			if err := b.Add(part); err != nil {
+				t.Fatal(err)
+			}
+		}
+		runtime.ReadMemStats(&after)
+		return after.TotalAlloc - before.TotalAlloc
+	}
+	const room = 64 * expectMin // generous for a slot
+	if honest, hostile := cost(5000), cost(1<<40); hostile > honest+room {
+		t.Errorf("5000 keys cost %d bytes, and %d if 2^40 are declared", honest, hostile)
 	}
 }
