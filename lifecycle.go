@@ -132,8 +132,8 @@ func (n *Node) show(v *view) {
 	n.showHealth(v)
 }
 
-// restAfter is how long the news that something is committed may wait for an
-// append to travel with.
+// restAfter is how long an append may wait for others to travel with, and a question
+// for whether it is needed.
 const restAfter = time.Millisecond
 
 // run drives the loop until the node stops.

@@ -20,26 +20,13 @@ type toward struct {
 	question     *pb.Message // a heartbeat that waits for whether others are enough
 	entries      account     // up to which index
 	reads        account     // up to which confirmation of reads
-	late         int         // for how many rests an answer has been due
+	overtaken    int         // how often in a row one that was spared has answered first
 	slow         uint64      // the tick up to which it is taken for slow
 }
 
-// An account is how far a member was told something in the present term, and how
-// far it has answered.
-type account struct {
-	sent, answered uint64
-	due            uint64 // what sent was at a rest, until that is answered
-}
-
-// isLate reports, at a rest, whether what was sent before an earlier one is not
-// answered.
-func (a *account) isLate() bool {
-	if a.answered < a.due {
-		return true
-	}
-	a.due = a.sent
-	return false
-}
+// An account is how far a member was told something in the present term, how far
+// after a rest because it was spared, and how far it has answered.
+type account struct{ sent, spared, answered uint64 }
 
 // A said is what a message said about entries, and the tick from which on it may
 // be said again.
@@ -77,10 +64,18 @@ func (l *loop) send(m *pb.Message) {
 
 // tell hands a message to the transport.
 func (l *loop) tell(m *pb.Message, to *toward) {
-	if a, mark := to.account(m); a != nil {
+	if a, mark := to.account(m); a != nil && m.GetTerm() == l.lead.term {
 		a.sent = max(a.sent, mark)
 	}
 	l.net.send(m)
+}
+
+// tellLate is tell for what was held back.
+func (l *loop) tellLate(m *pb.Message, to *toward) {
+	if a, mark := to.account(m); a != nil && m.GetTerm() == l.lead.term {
+		a.spared = max(a.spared, mark)
+	}
+	l.tell(m, to)
 }
 
 // account returns what a message counts for, entries or the confirmation of reads,
@@ -106,10 +101,11 @@ func (l *loop) isPatient(m *pb.Message, to *toward) bool {
 
 // isSpare reports whether a message with entries, or one that asks for the
 // confirmation of reads, goes to one more than is needed: others who make a quorum
-// were told the same, and have answered in time of late (Moraru et al., EPaxos,
-// 2013, call that thrifty). It may wait a moment; then it is sent all the same, in
-// case one of the others does not answer. Raft sends in the order of raft IDs; so
-// who stands first when the leader has died has all that is committed.
+// were told the same, and none of them is slow (Moraru et al., EPaxos, 2013, call
+// that thrifty). It may wait a moment; then it is sent all the same, in case one of
+// the others does not answer. Raft sends in the order of raft IDs; so who stands
+// first when the leader has died normally has all that is committed. If it lacks
+// something, the next one stands a heartbeat later.
 func (l *loop) isSpare(m *pb.Message, to *toward) bool {
 	a, mark := to.account(m)
 	if a == nil || len(l.roster.Conf.GetVotersOutgoing()) > 0 {
@@ -122,8 +118,11 @@ func (l *loop) isSpare(m *pb.Message, to *toward) bool {
 		if v == l.raftID || other != to && a.sent >= mark && l.now >= other.slow {
 			told++
 		}
+		if told >= quorum(len(voters)) {
+			return true
+		}
 	}
-	return told >= quorum(len(voters))
+	return false
 }
 
 // hold holds a message back, in place of what it says more than.
@@ -148,7 +147,7 @@ func (l *loop) holdAppend(m *pb.Message, to *toward) bool {
 	if to.heldBytes+bytes > heldBytesMax {
 		return false
 	}
-	if to.held != nil && isNext(m, to.held) {
+	if to.held != nil && isNext(m, to.held) && to.entries.answered <= to.held.GetIndex() { // else raft would take nothing of it
 		to.held.Entries = append(to.held.Entries, m.GetEntries()...)
 		to.held.Commit = m.Commit
 	} else {
@@ -178,7 +177,7 @@ func (l *loop) sendHeld(to *toward, next *pb.Message) {
 	covers := len(held.GetEntries()) == 0 && next.GetType() == pb.MsgApp && next.GetTerm() == held.GetTerm() &&
 		next.GetIndex() >= held.GetIndex() && next.GetCommit() >= held.GetCommit()
 	if !covers {
-		l.tell(held, to)
+		l.tellLate(held, to)
 	}
 }
 
@@ -194,9 +193,8 @@ func (l *loop) rest() {
 		to := l.toward(m.RaftID)
 		l.sendHeld(to, nil)
 		if to.question != nil {
-			l.tell(to.question, to)
+			l.tellLate(to.question, to)
 		}
-		l.clock(to)
 	}
 	for _, to := range l.links.toward {
 		to.held, to.heldBytes, to.question = nil, 0, nil // for who is no member
@@ -204,39 +202,67 @@ func (l *loop) rest() {
 	l.links.held = 0
 }
 
-// lateRestsMax is how many rests an answer may take until nobody counts on the
-// member for a while.
-const lateRestsMax = 3
+// overtakenMax is how often in a row a member may be overtaken until nobody counts
+// on it for an election timeout.
+const overtakenMax = 3
 
-// clock notes, at a rest, whether a member answers in time.
-func (l *loop) clock(to *toward) {
-	isLate := to.entries.isLate()
-	if to.reads.isLate() || isLate {
-		to.late++
-	} else {
-		to.late = 0
-	}
-	if to.late >= lateRestsMax {
-		to.slow = l.now + 2*uint64(l.cfg.Timing.heartbeatTicks())
-	}
-}
-
-// answered notes what a member has confirmed in the present term.
+// answered notes what a member has confirmed in the present term. If it was spared,
+// those who were told before it should have answered before it.
 func (l *loop) answered(m *pb.Message) {
-	to := l.toward(m.GetFrom())
-	switch {
-	case m.GetTerm() != l.lead.term:
-	case m.GetType() == pb.MsgHeartbeatResp && len(m.GetContext()) > 0:
-		to.reads.answered = max(to.reads.answered, firewall.ReadCount(m.GetContext()))
-	case m.GetType() == pb.MsgAppResp && !m.GetReject():
-		to.entries.answered = max(to.entries.answered, m.GetIndex())
+	from := l.links.toward[m.GetFrom()]
+	if from == nil || m.GetTerm() != l.lead.term || m.GetReject() {
+		return
+	}
+	a, mark := from.confirmed(m)
+	if a == nil || mark <= a.answered {
+		return
+	}
+	a.answered = mark
+	inTime := l.now >= from.slow && mark > a.spared
+	for _, v := range l.roster.Conf.GetVoters() {
+		other := l.toward(v)
+		if o, _ := other.confirmed(m); other == from || v == l.raftID {
+			continue
+		} else if o.answered < mark && o.sent >= mark && o.spared < mark && mark <= a.spared {
+			l.overtake(other)
+		} else if o.answered >= mark && o.spared >= mark {
+			inTime = false
+		}
+	}
+	if inTime {
+		from.overtaken = 0
 	}
 }
+
+// confirmed returns what an answer counts for and how far it goes; nil if nothing.
+func (t *toward) confirmed(m *pb.Message) (*account, uint64) {
+	switch {
+	case m.GetType() == pb.MsgHeartbeatResp && len(m.GetContext()) > 0:
+		return &t.reads, firewall.ReadCount(m.GetContext())
+	case m.GetType() == pb.MsgAppResp:
+		return &t.entries, m.GetIndex()
+	default:
+		return nil, 0
+	}
+}
+
+func (l *loop) overtake(to *toward) {
+	if to.overtaken++; to.overtaken >= overtakenMax {
+		l.avoid(to)
+	}
+}
+
+// avoid has nobody count on a member for a while.
+func (l *loop) avoid(to *toward) { to.slow = l.now + uint64(l.cfg.Timing.electionTicks()) }
 
 // forgetTold notes that indexes and the confirmations of reads are of another term.
 func (l *loop) forgetTold() {
 	for _, to := range l.links.toward {
-		to.entries, to.reads, to.late = account{}, account{}, 0
+		to.entries, to.reads, to.overtaken = account{}, account{}, 0
+		if to.question != nil {
+			to.question = nil
+			l.links.held--
+		}
 	}
 }
 
@@ -262,6 +288,7 @@ func (l *loop) isRepeated(m *pb.Message, old *said) bool {
 // forgetSaid notes that a member may not have got what was said to it.
 func (l *loop) forgetSaid(raftID uint64) {
 	to := l.toward(raftID)
+	l.avoid(to)
 	to.appended, to.acknowledged = said{}, said{}
 }
 

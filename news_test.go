@@ -1,6 +1,8 @@
 package raftkv
 
 import (
+	"encoding/binary"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -56,11 +58,13 @@ func teller(raftID, voters uint64) (*loop, *tray) {
 		r.Members = append(r.Members, roster.Member{RaftID: v})
 	}
 	cfg, _ := Config{ID: raftID, Addr: "localhost:1"}.withDefaults()
-	return &loop{cfg: cfg, raftID: raftID, roster: r, links: newLinks(links{}), net: out, now: 1}, out
+	l := &loop{cfg: cfg, raftID: raftID, roster: r, links: newLinks(links{}), net: out, now: 1}
+	l.lead.term = 1
+	return l, out
 }
 
 func question(to uint64) *pb.Message {
-	return &pb.Message{Type: pb.MsgHeartbeat.Enum(), To: &to, Context: []byte{1, 0, 0, 0, 0, 0, 0, 0}}
+	return &pb.Message{Type: pb.MsgHeartbeat.Enum(), To: &to, Term: new(uint64(1)), Context: []byte{1, 0, 0, 0, 0, 0, 0, 0}}
 }
 
 // appendOf returns an append of so many entries that follow an index.
@@ -136,7 +140,7 @@ func TestHeldAppendsGoAsOne(t *testing.T) {
 func TestHeldAppendsKeepTheirOrder(t *testing.T) {
 	for what, next := range map[string]*pb.Message{
 		"an append that leaves a gap": appendOf(3, 9, 1, 0, "a"),
-		"an append of another term":   {Type: pb.MsgApp.Enum(), To: new(uint64(3)), Term: new(uint64(2)), Index: new(uint64(2))},
+		"an append of another term":   {Type: pb.MsgApp.Enum(), To: new(uint64(3)), Term: new(uint64(2)), Index: new(uint64(2)), Commit: new(uint64(1))},
 		"an older commit":             {Type: pb.MsgApp.Enum(), To: new(uint64(3)), Term: new(uint64(1)), Index: new(uint64(2))},
 		"a call to stand":             {Type: pb.MsgTimeoutNow.Enum(), To: new(uint64(3))},
 	} {
@@ -166,45 +170,232 @@ func TestHeldAppendsAreBounded(t *testing.T) {
 	}
 }
 
-// TestNobodyCountsOnTheSlow: a member that has not answered for some rests is not
-// one of those who are enough, until it answers.
+// An exchange tells, and is answered, one thing after the other.
+type exchange struct {
+	*testing.T
+	l    *loop
+	out  *tray
+	mark uint64
+	ask  bool // for the confirmation of reads, not appends
+}
+
+func newExchange(t *testing.T, voters uint64, ask bool) *exchange {
+	l, out := teller(1, voters)
+	return &exchange{T: t, l: l, out: out, ask: ask}
+}
+
+// tell tells all voters the next thing and returns how many were told at once.
+func (x *exchange) tell() int {
+	x.mark++
+	x.out.sent = nil
+	for _, v := range x.l.roster.Conf.GetVoters()[1:] {
+		m := appendOf(v, x.mark-1, 1, 0, "a")
+		if x.ask {
+			m = question(v)
+			m.Context = binary.LittleEndian.AppendUint64(nil, x.mark)
+		}
+		x.l.send(m)
+	}
+	return len(x.out.sent)
+}
+
+// answer has a member answer up to something.
+func (x *exchange) answer(from, mark uint64) {
+	m := &pb.Message{Type: pb.MsgAppResp.Enum(), From: &from, Term: new(uint64(1)), Index: &mark}
+	if x.ask {
+		m.Type, m.Context = pb.MsgHeartbeatResp.Enum(), binary.LittleEndian.AppendUint64(nil, mark)
+	}
+	x.l.answered(m)
+}
+
+func (x *exchange) wantTold(want int, when string) {
+	x.Helper()
+	if got := x.tell(); got != want {
+		x.Fatalf("%d were told at once %s, want %d", got, when, want)
+	}
+}
+
+func exchanges(t *testing.T, test func(t *testing.T, ask bool)) {
+	for _, ask := range []bool{false, true} {
+		t.Run(fmt.Sprint("reads=", ask), func(t *testing.T) { test(t, ask) })
+	}
+}
+
+// TestNobodyCountsOnTheSlow: a member that is overtaken by one that was told later,
+// some times in a row, is not one of those who are enough for an election timeout.
 func TestNobodyCountsOnTheSlow(t *testing.T) {
-	l, out := teller(1, 3)
-	l.lead.term = 1
-	index := uint64(0)
-	isSpared := func() bool { // whether member 3 is
-		out.sent = nil
-		l.send(appendOf(2, index, 1, 0, "a"))
-		l.send(appendOf(3, index, 1, 0, "a"))
-		index++
-		return len(out.sent) == 1
-	}
-	answer := func(from uint64) {
-		l.answered(&pb.Message{Type: pb.MsgAppResp.Enum(), From: &from, Term: new(uint64(1)), Index: &index})
-	}
-	for i := range 10 * lateRestsMax {
-		if !isSpared() {
-			t.Fatal("member 2 answers in time, but nobody counts on it")
+	exchanges(t, func(t *testing.T, ask bool) {
+		x := newExchange(t, 3, ask)
+		for i := range 4 * overtakenMax { // now and then
+			x.wantTold(1, "while member 2 is as fast as member 3")
+			x.l.rest()
+			if i%overtakenMax != 0 {
+				x.answer(3, x.mark)
+			}
+			x.answer(2, x.mark)
 		}
-		l.rest()
-		if i%lateRestsMax == 0 { // not at once
-			answer(2)
+		x.wantTold(1, "before member 2 is slow")
+		x.l.rest()
+		x.answer(2, x.mark)
+		for range overtakenMax {
+			x.wantTold(1, "before member 2 has been overtaken so often")
+			x.l.rest()
+			x.answer(3, x.mark)
+			x.answer(3, x.mark) // once more, which counts once
+			x.answer(2, x.mark)
+		}
+		x.wantTold(2, "when member 2 is slow")
+		x.answer(3, x.mark)
+		x.answer(2, x.mark) // is no proof that it is faster: nobody was spared
+		x.l.now += uint64(x.l.cfg.Timing.electionTicks())
+		x.wantTold(1, "after an election timeout")
+		x.l.rest()
+		x.answer(3, x.mark)
+		x.wantTold(2, "when it is slow still")
+	})
+}
+
+// TestSlowAreThoseWhoWereToldFirst: in a large cluster nobody is slow for being
+// behind others who were told at the same time, or for not having been told.
+func TestSlowAreThoseWhoWereToldFirst(t *testing.T) {
+	exchanges(t, func(t *testing.T, ask bool) {
+		x := newExchange(t, 5, ask)
+		for i := range 4 * overtakenMax { // an even number
+			x.wantTold(2, "while members 2 and 3 mostly answer first")
+			x.answer(2, x.mark)
+			x.l.rest()
+			if i%2 == 0 {
+				x.answer(5, x.mark)
+			}
+			x.answer(3, x.mark)
+			x.answer(5, x.mark)
+			x.answer(4, x.mark)
+		}
+		for range overtakenMax {
+			x.wantTold(2, "before member 3 is slow")
+			x.answer(2, x.mark)
+			x.l.rest()
+			x.answer(5, x.mark)
+		}
+		x.wantTold(3, "when member 3 is slow, of whom it is one")
+		if x.l.now < x.l.toward(2).slow || x.l.now < x.l.toward(4).slow || x.l.now >= x.l.toward(3).slow {
+			t.Error("another than member 3 is slow")
+		}
+	})
+}
+
+// TestAnswersOfAnotherTermSayNothing, nor do refusals.
+func TestAnswersOfAnotherTermSayNothing(t *testing.T) {
+	x := newExchange(t, 3, false)
+	for _, m := range []*pb.Message{
+		{Type: pb.MsgAppResp.Enum(), From: new(uint64(2)), Term: new(uint64(2)), Index: new(uint64(9))},
+		{Type: pb.MsgAppResp.Enum(), From: new(uint64(2)), Term: new(uint64(1)), Index: new(uint64(9)), Reject: new(true)},
+	} {
+		x.tell()
+		x.l.answered(m)
+		if got := x.l.toward(2).entries.answered; got != 0 {
+			t.Errorf("an answer up to %d was taken for one", got)
 		}
 	}
-	answer(2)
-	for range lateRestsMax + 1 {
-		if !isSpared() {
-			t.Fatal("a member that has just answered counts as slow")
-		}
-		l.rest()
+	x.answer(2, 1)
+	x.answer(7, 1) // of nobody that anything was said to
+	x.l.forgetTold()
+	if to := x.l.toward(2); to.entries != (account{}) || x.l.links.toward[7] != nil {
+		t.Errorf("of the last term %+v is kept", to)
 	}
-	if isSpared() {
-		t.Fatal("a member that does not answer is counted on")
+}
+
+// TestQuestionsOfAnotherTermAreDropped, while held appends of it may go: raft takes
+// care of those.
+func TestQuestionsOfAnotherTermAreDropped(t *testing.T) {
+	x := newExchange(t, 3, true)
+	x.tell()
+	x.l.lead.term = 2
+	x.l.forgetTold()
+	if x.l.holds() {
+		t.Error("a question of the last term is held")
 	}
-	answer(2)
-	l.now += uint64(l.cfg.Timing.electionTicks())
-	if !isSpared() {
-		t.Fatal("a member is never counted on again")
+	if x.l.rest(); len(x.out.sent) != 1 {
+		t.Errorf("%d questions were sent, want that to member 2 alone", len(x.out.sent))
+	}
+	x.l.send(appendOf(3, 9, 0, 9, ""))
+	x.l.send(appendOf(3, 9, 1, 9, "a"))
+	if x.l.rest(); x.l.toward(3).entries.sent != 0 {
+		t.Error("an append of the last term counts in this one")
+	}
+}
+
+// TestWritersGetTheirEntriesAtOnce: they wait for them.
+func TestWritersGetTheirEntriesAtOnce(t *testing.T) {
+	x := newExchange(t, 3, false)
+	x.l.toward(3).eager = x.l.now + eagerTicks
+	x.wantTold(2, "when member 3 has sent a write")
+	x.l.now += eagerTicks + 1
+	x.wantTold(1, "when that is long ago")
+}
+
+// TestLostMemberIsNotCountedOn, before it has had the chance to be overtaken.
+func TestLostMemberIsNotCountedOn(t *testing.T) {
+	x := newExchange(t, 3, false)
+	x.wantTold(1, "while all can be reached")
+	x.l.rest()
+	x.l.forgetSaid(2)
+	x.wantTold(2, "when messages to member 2 were lost")
+}
+
+// TestHeldAppendsAreNotAddedToWhatIsKnown: of a message that begins before what a
+// follower has committed raft takes nothing, and nothing of what was added to it.
+func TestHeldAppendsAreNotAddedToWhatIsKnown(t *testing.T) {
+	x := newExchange(t, 3, false)
+	for _, index := range []uint64{5, 8} {
+		x.l.send(appendOf(2, index, 3, 8, "a"))
+		x.l.send(appendOf(3, index, 3, 8, "a"))
+		x.answer(3, 8)
+	}
+	x.l.rest()
+	if n := len(x.out.sent); n != 4 || x.out.sent[3].GetIndex() != 8 || len(x.out.sent[3].GetEntries()) != 3 {
+		t.Errorf("sent %v; want what follows on index 8 in a message of its own", x.out.sent)
+	}
+}
+
+// TestSlowVoterCostsNothing, whether it comes first or not, and however often calls
+// come: but for some calls in an election timeout, they take as long as the faster of
+// the others does.
+func TestSlowVoterCostsNothing(t *testing.T) {
+	for _, apart := range []time.Duration{0, 20 * time.Millisecond} {
+		bubble(t, func(t *testing.T, c *cluster) {
+			c.found(3)
+			if c.leader().cfg.ID != 1 {
+				if err := c.leader().TransferLeadership(c.ctx(), 1); err != nil {
+					t.Fatal(err)
+				}
+			}
+			delay := func(id int, d time.Duration) {
+				c.net.Delay("n1:1", fmt.Sprintf("n%d:1", id), d)
+				c.net.Delay(fmt.Sprintf("n%d:1", id), "n1:1", d)
+			}
+			delay(2, 2500*time.Microsecond)
+			delay(3, 200*time.Microsecond)
+			for what, call := range map[string]func(){
+				"read":  func() { c.wantValue(c.nodes[1], "a", "1") },
+				"write": func() { c.put(c.nodes[1], "a", "1") },
+			} {
+				c.put(c.nodes[1], "a", "1")
+				late := 0
+				const calls = 100
+				for range calls {
+					begin := time.Now()
+					call()
+					if time.Since(begin) > 500*time.Microsecond {
+						late++
+					}
+					c.pause(apart)
+				}
+				if late > calls/10 {
+					t.Errorf("%d of %d calls (%s), %v apart, waited for the slow voter", late, calls, what, apart)
+				}
+			}
+		})
 	}
 }
 

@@ -25,7 +25,7 @@ const (
 	uncommittedBytesMax = 256 << 20 // backstop: the outboxes' windows bound it before
 	batchesMax          = 4         // of one member in flight; more makes batches smaller
 	snapshotFallsMax    = 3         // before a learner is called too slow
-	eagerTicks          = 2         // for which a member that has sent writes hears of commits at once
+	eagerTicks          = 2         // for which a member that has sent writes is told everything at once
 
 	// The largest batch that a member makes: full, or one command that is larger.
 	// Larger ones must not get into the log, because no frame could carry them.

@@ -337,9 +337,9 @@ func TestReadersOfARoundReadInGroups(t *testing.T) {
 	r := reads.New(10)
 	r.Become(1)
 	const readers = 40
-	var order []int
+	var order [readers]int
 	for range 3 { // the order is always the same
-		order = nil
+		var woken atomic.Int64
 		var joined, done sync.WaitGroup
 		for i := range readers {
 			joined.Add(1)
@@ -350,7 +350,7 @@ func TestReadersOfARoundReadInGroups(t *testing.T) {
 				case <-seat.Done():
 				case <-t.Context().Done():
 				}
-				order = append(order, i) // one goroutine at a time
+				order[woken.Add(1)-1] = i
 			})
 			joined.Wait()
 		}

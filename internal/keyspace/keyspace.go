@@ -176,10 +176,11 @@ const WarmMax = 16
 // time: that is a third of all that a write costs, and half of a lookup.
 func (k *Keyspace) Warm(hashes []uint64, values bool) { k.warm(hashes, values) }
 
-// warm is Warm. What it returns means nothing, but has it read.
+// warm is Warm. It returns how many records it has found, and a sum that means
+// nothing, but has it read.
 //
 //go:noinline
-func (c *contents) warm(hashes []uint64, values bool) (sum uint64) {
+func (c *contents) warm(hashes []uint64, values bool) (found int, sum uint64) {
 	for _, hash := range hashes {
 		shard, tag := place(hash)
 		if t := c.shards[shard]; t.n > 0 {
@@ -192,11 +193,12 @@ func (c *contents) warm(hashes []uint64, values bool) (sum uint64) {
 		for at := t.home(tag); at < len(t.slots) && t.slots[at].tag <= tag; at++ {
 			if s := &t.slots[at]; s.tag == tag && s.record != "" {
 				sum += s.record.read(values)
+				found++
 				break
 			}
 		}
 	}
-	return sum
+	return found, sum
 }
 
 // Exists reports whether the key is there.

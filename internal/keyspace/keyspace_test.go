@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -138,6 +139,40 @@ func TestWarmingChangesNothing(t *testing.T) {
 		k.Warm(hashes, rng.IntN(2) == 0)
 		checkContents(t, &k.contents, m)
 		mutate(t, rng, k, m, rng.IntN(50))
+	}
+}
+
+// Warm reads the records of all keys that are there, and of their values what is
+// worth it if that is wanted.
+func TestWarmingReadsWhatIsThere(t *testing.T) {
+	const keys = 300
+	var sums [2][2]uint64 // by what the values end with, and whether they are wanted
+	var hashes []uint64
+	found := 0
+	for i := range keys {
+		hashes = append(hashes, Hash(fmt.Append(nil, i)))
+	}
+	for end := range sums {
+		k := New()
+		for i := range keys {
+			k.Put(fmt.Append(nil, i), append(make([]byte, i%200), byte(end)), 1)
+		}
+		for wanted := range sums[end] {
+			for group := range slices.Chunk(slices.Concat(hashes, []uint64{0, math.MaxUint64}), WarmMax) {
+				n, sum := k.warm(group, wanted == 1)
+				found += n
+				sums[end][wanted] += sum
+			}
+		}
+	}
+	if want := 4 * keys; found != want {
+		t.Errorf("found %d records, want %d", found, want)
+	}
+	if got := sums[1][0] - sums[0][0]; got != 0 {
+		t.Errorf("the ends of %d values were read that are not wanted", got)
+	}
+	if got := sums[1][1] - sums[0][1]; got < keys { // more if they begin a line, too
+		t.Errorf("of %d values the ends of %d were read", keys, got)
 	}
 }
 
