@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"runtime"
+	"runtime/metrics"
 	"sync"
 	"testing"
 	"time"
@@ -154,7 +155,8 @@ func streamBare(b *testing.B, addr string, size int64) {
 
 // writesBesideSnapshot has callers write at half of the rate that they reach at
 // most, and compares how long a write takes while a learner is sent the state with
-// how long it takes before that. An operation is such a transfer.
+// how long it takes before that: without the garbage collector, and with a whole
+// cycle of it, as there is in every transfer. An operation is such a transfer.
 func writesBesideSnapshot(b *testing.B, c *cluster, ids *uint64, keys int, while time.Duration) {
 	const callers = 256
 	n := c.leader()
@@ -169,7 +171,7 @@ func writesBesideSnapshot(b *testing.B, c *cluster, ids *uint64, keys int, while
 	write.loop(b, callers, calls)
 	peak := float64(calls) / time.Since(begin).Seconds()
 
-	var without, with histogram
+	var without, collected, with histogram
 	var spent cpuUsage
 	b.ResetTimer()
 	for range b.N {
@@ -180,6 +182,10 @@ func writesBesideSnapshot(b *testing.B, c *cluster, ids *uint64, keys int, while
 		load.cut()
 		c.pause(while)
 		without.merge(load.cut())
+		c.pauseForCycles(1, 5*while) // one that was forced, without a load, has taught the collector to begin too late
+		load.cut()
+		c.pauseForCycles(1, 5*while)
+		collected.merge(load.cut())
 		*ids++
 		learn(b, c, *ids, func(add func()) {
 			load.cut()
@@ -200,6 +206,22 @@ func writesBesideSnapshot(b *testing.B, c *cluster, ids *uint64, keys int, while
 	b.ReportMetric(spent.lost(), "lost-%")
 	b.ReportMetric(micros(without.quantile(0.99)), "base-p99-us")
 	b.ReportMetric(float64(with.quantile(0.99))/float64(without.quantile(0.99)), "p99-ratio")
+	b.ReportMetric(micros(collected.quantile(0.99)), "base-gc-p99-us")
+	b.ReportMetric(float64(with.quantile(0.99))/float64(collected.quantile(0.99)), "p99-ratio-gc")
+}
+
+// pauseForCycles pauses until the garbage collector has begun by itself and ended so
+// often, but not for ever.
+func (c *cluster) pauseForCycles(cycles uint64, most time.Duration) {
+	sample := []metrics.Sample{{Name: "/gc/cycles/automatic:gc-cycles"}}
+	count := func() uint64 {
+		metrics.Read(sample)
+		return sample[0].Value.Uint64()
+	}
+	begin, first := time.Now(), count()
+	for count() < first+cycles && time.Since(begin) < most {
+		c.pause(10 * time.Millisecond)
+	}
 }
 
 // A load is callers who call at a steady rate.
