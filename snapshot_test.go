@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"example.com/raftkv/internal/roster"
@@ -249,4 +250,46 @@ func TestFrozenStateIsFreedWhenItsReceiverHasGone(t *testing.T) {
 			t.Error("the state is held although its pin is over")
 		}
 	})
+}
+
+// TestSenderOfASnapshotRests: for a multiple of its work while entries are
+// committed, unless the log that is kept for the receiver runs out.
+func TestSenderOfASnapshotRests(t *testing.T) {
+	const work = 100 * time.Microsecond
+	for _, tt := range []struct {
+		name      string
+		committed int64 // since it last rested
+		sent      int
+		worked    time.Duration
+		want      time.Duration
+	}{
+		{"nothing is written", 0, 500, work, 0},
+		{"entries are committed", 100, 500, work, restPerWork * work},
+		{"a chunk took long", 100, 500, time.Second, pauseMax},
+		{"early, as much of the log is used as is sent", 500, 500, work, restPerWork * work},
+		{"late, likewise", 750, 750, work, restPerWork * work / 2},
+		{"more is used than may be", 951, 750, work, 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			tasks := new(taskQueue)
+			p := &pace{tasks: tasks, log: 1000, size: 1000}
+			tasks.committed.Add(tt.committed)
+			begin := time.Now()
+			p.rest(tt.sent, tt.worked)
+			if got := time.Since(begin); got != tt.want {
+				t.Errorf("%s: it rests for %v after %v, want %v", tt.name, got, tt.worked, tt.want)
+			}
+		})
+	}
+}
+
+// TestSenderOfASnapshotRestsWhenProcessorsAreShort: the later it wakes up.
+func TestSenderOfASnapshotRestsWhenProcessorsAreShort(t *testing.T) {
+	for late, want := range map[time.Duration]time.Duration{
+		0: 0, lateMin - 1: 0, lateMin: restPerLate * lateMin, 5 * lateMin: restPerLate * 5 * lateMin, time.Second: lateRestMax,
+	} {
+		if got := restOfLate(late); got != want {
+			t.Errorf("it rests for %v when it is %v late, want %v", got, late, want)
+		}
+	}
 }

@@ -26,7 +26,7 @@ const (
 	// unless one record is larger, and takes either side some 100 µs.
 	chunkBytesMax   = 32<<10 - 64
 	chunkTimeout    = 10 * time.Second
-	pauseMax        = 5 * time.Millisecond // between two chunks
+	pauseMax        = 5 * time.Millisecond // between two chunks, unless processors are short
 	snapshotKeysMax = 1 << 40              // nobody has so many; a header that says so is garbage
 	revisionMax     = 1 << 62              // likewise
 )
@@ -124,12 +124,24 @@ func (t *grpcTransport) sendParts(h *snapshotHandle, send func(*kvpb.SnapshotReq
 	send(&kvpb.SnapshotRequest{Part: &kvpb.SnapshotRequest_Trailer{Trailer: &kvpb.SnapshotTrailer{StateHash: h.hash}}})
 }
 
-// A pace is how fast a state is sent. While entries are committed here, for a
-// quarter of the time: a transfer that merely took turns with the many short steps
-// of a write would have as much of the processors as all of them together, and so
-// would its receiver. But it must be over before the log that is kept for the
-// receiver has grown too large; so it hurries, and gives way to nobody, when it has
-// sent a smaller share of the state than is used of half of that log.
+// A pace is how fast a state is sent.
+//
+// While entries are committed here, its sender rests for a multiple of what it
+// works: a transfer that merely took turns with the many short steps of a write
+// would have as much of the processors as all of them together, and so would its
+// receiver. Nor is it enough to give way: Go looks for what has come from the
+// network when a processor has nothing else to do, or every 10 ms, so that as many
+// goroutines as there are processors, each always ready to go on, make each way
+// between two members take so long.
+//
+// When it wakes up late, there are more who want a processor than there are, as
+// while the garbage collector runs: then it rests for a multiple of that again.
+//
+// But it must be over before the log that is kept for the receiver has grown too
+// large: the share of the state that is sent is held against the share that is used
+// of three quarters of that log; the last is for catching up. Early on it may be
+// behind by a part of what is left to send. As it loses that lead it rests less; when
+// the lead is gone it hurries, and gives way to nobody.
 type pace struct {
 	tasks     *taskQueue
 	start     int64 // what was committed when it began
@@ -139,11 +151,20 @@ type pace struct {
 	sent      int
 }
 
+const (
+	restPerWork = 12
+	restPerLate = 4
+	lateMin     = 2 * time.Millisecond // less is the grain of a timer
+	lateRestMax = 50 * time.Millisecond
+	behindMax   = 0.2 // of the state, at first
+	leadMin     = 0.1 // with less it rests less
+)
+
 func (t *grpcTransport) newPace(h *snapshotHandle) *pace {
 	committed := t.node.tasks.committed.Load()
 	return &pace{
 		tasks: t.node.tasks, start: committed, committed: committed,
-		log: 2 * float64(t.node.cfg.Limits.MaxLogBytes), size: float64(h.view.DataBytes()),
+		log: 3 * float64(t.node.cfg.Limits.MaxLogBytes), size: float64(h.view.DataBytes()),
 	}
 }
 
@@ -153,13 +174,33 @@ func (p *pace) rest(bytes int, worked time.Duration) {
 	committed := p.tasks.committed.Load()
 	isBusy := committed != p.committed
 	p.committed = committed
-	if float64(p.sent)/p.size < float64(committed-p.start)/p.log {
+	lead := p.lead()
+	if lead < 0 {
 		return
 	}
 	giveWay()
 	if isBusy {
-		time.Sleep(min(3*worked, pauseMax))
+		share := min(lead/leadMin, 1)
+		d := min(time.Duration(share*restPerWork*float64(worked)), pauseMax)
+		begin := time.Now()
+		time.Sleep(d)
+		late := time.Since(begin) - d
+		time.Sleep(time.Duration(share * float64(restOfLate(late))))
 	}
+}
+
+// lead is by how much of the state more is sent than has to be by now.
+func (p *pace) lead() float64 {
+	sent, used := float64(p.sent)/p.size, float64(p.committed-p.start)/p.log
+	return sent - used + behindMax*(1-sent)
+}
+
+// restOfLate is how long a sender rests that has woken up so late.
+func restOfLate(late time.Duration) time.Duration {
+	if late < lateMin {
+		return 0
+	}
+	return min(restPerLate*late, lateRestMax)
 }
 
 // Snapshot receives a state beside the one in force, which goes on; only when
