@@ -248,12 +248,12 @@ func (t *toward) confirmed(m *pb.Message) (*account, uint64) {
 
 func (l *loop) overtake(to *toward) {
 	if to.overtaken++; to.overtaken >= overtakenMax {
-		l.avoid(to)
+		l.avoid(to, l.cfg.Timing.electionTicks())
 	}
 }
 
-// avoid has nobody count on a member for a while.
-func (l *loop) avoid(to *toward) { to.slow = l.now + uint64(l.cfg.Timing.electionTicks()) }
+// avoid has nobody count on a member for so many ticks.
+func (l *loop) avoid(to *toward, ticks int) { to.slow = max(to.slow, l.now+uint64(ticks)) }
 
 // forgetTold notes that indexes and the confirmations of reads are of another term.
 func (l *loop) forgetTold() {
@@ -288,7 +288,7 @@ func (l *loop) isRepeated(m *pb.Message, old *said) bool {
 // forgetSaid notes that a member may not have got what was said to it.
 func (l *loop) forgetSaid(raftID uint64) {
 	to := l.toward(raftID)
-	l.avoid(to)
+	l.avoid(to, l.cfg.Timing.heartbeatTicks()) // then raft knows whether it answers
 	to.appended, to.acknowledged = said{}, said{}
 }
 
