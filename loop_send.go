@@ -203,7 +203,8 @@ func (l *loop) rest() {
 }
 
 // overtakenMax is how often in a row a member may be overtaken until nobody counts
-// on it for an election timeout.
+// on it: for two heartbeats, as it may only have been held up, and each time twice as
+// long, up to an election timeout.
 const overtakenMax = 3
 
 // answered notes what a member has confirmed in the present term. If it was spared,
@@ -218,18 +219,20 @@ func (l *loop) answered(m *pb.Message) {
 		return
 	}
 	a.answered = mark
-	inTime := l.now >= from.slow && mark > a.spared
+	before, after := false, false // one that was spared has answered
 	for _, v := range l.roster.Conf.GetVoters() {
 		other := l.toward(v)
 		if o, _ := other.confirmed(m); other == from || v == l.raftID {
 			continue
 		} else if o.answered < mark && o.sent >= mark && o.spared < mark && mark <= a.spared {
 			l.overtake(other)
-		} else if o.answered >= mark && o.spared >= mark {
-			inTime = false
+		} else if o.spared >= mark && o.answered >= mark {
+			before = true
+		} else if o.spared >= mark || o.sent < mark {
+			after = true // or will
 		}
 	}
-	if inTime {
+	if mark > a.spared && after && !before {
 		from.overtaken = 0
 	}
 }
@@ -248,7 +251,8 @@ func (t *toward) confirmed(m *pb.Message) (*account, uint64) {
 
 func (l *loop) overtake(to *toward) {
 	if to.overtaken++; to.overtaken >= overtakenMax {
-		l.avoid(to, l.cfg.Timing.electionTicks())
+		ticks := 2 * l.cfg.Timing.heartbeatTicks() << min(to.overtaken-overtakenMax, 8)
+		l.avoid(to, min(ticks, l.cfg.Timing.electionTicks()))
 	}
 }
 

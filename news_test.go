@@ -222,7 +222,8 @@ func exchanges(t *testing.T, test func(t *testing.T, ask bool)) {
 }
 
 // TestNobodyCountsOnTheSlow: a member that is overtaken by one that was told later,
-// some times in a row, is not one of those who are enough for an election timeout.
+// some times in a row, is not one of those who are enough for a while, and longer
+// each time.
 func TestNobodyCountsOnTheSlow(t *testing.T) {
 	exchanges(t, func(t *testing.T, ask bool) {
 		x := newExchange(t, 3, ask)
@@ -247,11 +248,16 @@ func TestNobodyCountsOnTheSlow(t *testing.T) {
 		x.wantTold(2, "when member 2 is slow")
 		x.answer(3, x.mark)
 		x.answer(2, x.mark) // is no proof that it is faster: nobody was spared
-		x.l.now += uint64(x.l.cfg.Timing.electionTicks())
-		x.wantTold(1, "after an election timeout")
-		x.l.rest()
-		x.answer(3, x.mark)
-		x.wantTold(2, "when it is slow still")
+		heartbeat, election := x.l.cfg.Timing.heartbeatTicks(), x.l.cfg.Timing.electionTicks()
+		for _, ticks := range []int{2 * heartbeat, 4 * heartbeat, 8 * heartbeat, election, election} {
+			x.l.now += uint64(ticks) - 1
+			x.wantTold(2, "while member 2 is slow")
+			x.l.now++
+			x.wantTold(1, "when that is over")
+			x.l.rest()
+			x.answer(3, x.mark)
+			x.wantTold(2, "when it is slow still")
+		}
 	})
 }
 
