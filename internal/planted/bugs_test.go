@@ -54,7 +54,7 @@ var bugs = []bug{
 		"\tl.nonce = string(h.GetToNonce())\n\tif false {"}}},
 	{name: "no deduplication", edits: []edit{{"fsm.go",
 		"\t\tif state == dedup.Fresh {\n",
-		"\t\tif state == dedup.Applied {\n\t\t\tr = f.applyCommand(&commands[i])\n\t\t}\n\t\tif state == dedup.Fresh {\n"}}},
+		"\t\tif state == dedup.Applied {\n\t\t\tr = f.applyCommand(&commands[i], keyspace.Hash(commands[i].Key))\n\t\t}\n\t\tif state == dedup.Fresh {\n"}}},
 	{name: "applied twice after a snapshot: its table is not taken over", edits: []edit{{"fsm.go",
 		"\tf.keys, f.dedup, f.roster = s.keys, s.dedup, s.roster\n",
 		"\tf.keys, f.roster = s.keys, s.roster\n\tf.dedup.Retain(s.roster.RaftIDs())\n"}}},
