@@ -222,13 +222,13 @@ func (l *loop) answered(m *pb.Message) {
 	before, after := false, false // one that was spared has answered
 	for _, v := range l.roster.Conf.GetVoters() {
 		other := l.toward(v)
-		if o, _ := other.confirmed(m); other == from || v == l.raftID {
-			continue
-		} else if o.answered < mark && o.sent >= mark && o.spared < mark && mark <= a.spared {
+		switch o, _ := other.confirmed(m); {
+		case other == from || v == l.raftID:
+		case o.answered < mark && o.sent >= mark && o.spared < mark && mark <= a.spared:
 			l.overtake(other)
-		} else if o.spared >= mark && o.answered >= mark {
+		case o.spared >= mark && o.answered >= mark:
 			before = true
-		} else if o.spared >= mark || o.sent < mark {
+		case o.spared >= mark || o.sent < mark:
 			after = true // or will
 		}
 	}

@@ -129,10 +129,10 @@ func (t *grpcTransport) sendParts(h *snapshotHandle, send func(*kvpb.SnapshotReq
 // While entries are committed here, its sender rests for a multiple of what it
 // works: a transfer that merely took turns with the many short steps of a write
 // would have as much of the processors as all of them together, and so would its
-// receiver. Nor is it enough to give way: Go looks for what has come from the
-// network when a processor has nothing else to do, or every 10 ms, so that as many
-// goroutines as there are processors, each always ready to go on, make each way
-// between two members take so long.
+// receiver. Nor is it enough to give way, probably because Go looks for what has come
+// from the network when a processor has nothing else to do, or every 10 ms: as many
+// goroutines as there are processors, each always ready to go on, would make each
+// way between two members take so long. (Seen are rounds of 10 ms; no trace was taken.)
 //
 // When it wakes up late, there are more who want a processor than there are, as
 // while the garbage collector runs: then it rests for a multiple of that again.
@@ -164,7 +164,7 @@ func (t *grpcTransport) newPace(h *snapshotHandle) *pace {
 	committed := t.node.tasks.committed.Load()
 	return &pace{
 		tasks: t.node.tasks, start: committed, committed: committed,
-		log: 3 * float64(t.node.cfg.Limits.MaxLogBytes), size: float64(h.view.DataBytes()),
+		log: 3 * float64(t.node.cfg.Limits.MaxLogBytes), size: max(1, float64(h.view.DataBytes())),
 	}
 }
 
