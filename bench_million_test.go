@@ -55,7 +55,7 @@ func millionKeys(b *testing.B, keys int, while time.Duration) {
 func appliedEverywhere(b *testing.B, c *cluster) {
 	revision := c.leader().Status().Revision
 	for _, n := range c.nodes {
-		if _, err := n.List(b.Context(), "none", MinRevision(revision)); err != nil {
+		if _, err := n.Get(b.Context(), "none", MinRevision(revision)); !errors.Is(err, ErrNotFound) {
 			b.Fatal(err)
 		}
 	}

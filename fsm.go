@@ -3,6 +3,7 @@ package raftkv
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -312,17 +313,28 @@ func (f *fsm) warm(seat reads.Seat) {
 	}
 }
 
-// list returns a view of the keys in a range.
-func (f *fsm) list(prefix, after string, limit int) *Listing {
+// list returns the keys in a range as of now. The first one in a state has its keys
+// put in order, while others read and write between the steps; what is done of that
+// when the context ends stays done.
+func (f *fsm) list(ctx context.Context, prefix, after string, limit int) (*Listing, error) {
 	if l := f.collect(prefix, after, limit); l != nil {
-		return l
+		return l, nil
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return &Listing{Revision: f.revision, items: f.keys.Freeze().Ascend(prefix, after, limit)}
+	for !f.keys.Order() {
+		f.mu.Unlock()
+		runtime.Gosched()
+		f.mu.Lock()
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("put the keys in order: %w", fault.Ended(ctx))
+		}
+	}
+	return &Listing{Revision: f.revision, items: f.keys.Freeze().Ascend(prefix, after, limit)}, nil
 }
 
-// collect is list for a range that is small, nil if it is not.
+// collect is list for a range that is small, nil if it is not, or if the keys are not
+// in order yet.
 func (f *fsm) collect(prefix, after string, limit int) *Listing {
 	f.mu.RLock()
 	defer f.mu.RUnlock()

@@ -2,6 +2,7 @@ package raftkv
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -9,6 +10,15 @@ import (
 
 	"example.com/raftkv/internal/command"
 )
+
+func listOf(t *testing.T, f *fsm, prefix, after string, limit int) *Listing {
+	t.Helper()
+	l, err := f.list(t.Context(), prefix, after, limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
 
 func TestListingNeverChanges(t *testing.T) {
 	for _, n := range []int{0, 1, collectMax, collectMax + 1, 3 * collectMax} {
@@ -22,7 +32,7 @@ func TestListingNeverChanges(t *testing.T) {
 				want = append(want, KeyValue{key, []byte("old"), f.revision})
 			}
 			f.keys.Put([]byte("other"), nil, 1)
-			l := f.list("p/", "", 0)
+			l := listOf(t, f, "p/", "", 0)
 			for i, kv := range want {
 				if i%2 == 0 {
 					f.keys.Delete([]byte(kv.Key))
@@ -67,13 +77,40 @@ func TestListKeepsToPrefixLimitAndAfter(t *testing.T) {
 		{"k", "z", 0, 0, ""},
 		{"none", "", 0, 0, ""},
 	} {
-		got := slices.Collect(f.list(c.prefix, c.after, c.limit).All())
+		got := slices.Collect(listOf(t, f, c.prefix, c.after, c.limit).All())
 		if len(got) != c.want || len(got) > 0 && got[0].Key != c.first {
 			t.Errorf("list %+v: %d keys", c, len(got))
 		}
 		if !slices.IsSortedFunc(got, func(a, b KeyValue) int { return strings.Compare(a.Key, b.Key) }) {
 			t.Errorf("list %+v is not in order", c)
 		}
+	}
+}
+
+// A first List that ends early leaves what it has done to the next, whatever is
+// written in between.
+func TestFirstListIsGivenUpWithItsContext(t *testing.T) {
+	f := newTestFSM(testOrigins[0])
+	const keys = 5000
+	for i := range keys {
+		f.keys.Put(fmt.Append(nil, i), nil, 1)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	calls := 0
+	for ; ; calls++ {
+		l, err := f.list(ctx, "", "", 0)
+		if err == nil {
+			if got := len(slices.Collect(l.All())); got != keys-calls {
+				t.Errorf("%d keys are listed, want %d", got, keys-calls)
+			}
+			break
+		}
+		wantErr(t, "list", err, context.Canceled)
+		f.keys.Delete(fmt.Append(nil, calls))
+	}
+	if calls < 10 {
+		t.Errorf("%d lists with an ended context did nothing, want many: each does a little", calls)
 	}
 }
 
@@ -97,7 +134,7 @@ func TestReadersRunBesideTheApplier(t *testing.T) {
 			running = false
 		default:
 		}
-		got := slices.Collect(f.list("", "", 0).All())
+		got := slices.Collect(listOf(t, f, "", "", 0).All())
 		if len(got) == 2 && !bytes.Equal(got[0].Value, got[1].Value) {
 			t.Fatalf("x = %q and y = %q of one entry", got[0].Value, got[1].Value)
 		}

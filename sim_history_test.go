@@ -1,6 +1,7 @@
 package raftkv
 
 import (
+	"context"
 	"errors"
 	"reflect"
 	"time"
@@ -172,7 +173,11 @@ func (h *judge) checkRead(x *call) {
 
 func (h *judge) checkList(x *call) {
 	w, m := h.w, h.w.facts.model
-	l := x.p.n.fsm.list("", "", 0)
+	l, err := x.p.n.fsm.list(context.Background(), "", "", 0)
+	if err != nil {
+		w.fail("list on member %d: %v", x.p.place.id, err)
+		return
+	}
 	h.advance(x, l.Revision, false)
 	n := 0
 	x.shown = history.Result{Outcome: history.OK, Revision: l.Revision}

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
 	"time"
 
 	pb "go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
 	"example.com/raftkv/internal/checksum"
+	"example.com/raftkv/internal/keyspace"
 	"example.com/raftkv/internal/roster"
 	"example.com/raftkv/internal/snapshot"
 	kvpb "example.com/raftkv/proto/raftkv/v1"
@@ -60,7 +62,9 @@ func (t *simTransport) sendSnapshot(m *pb.Message, h *snapshotHandle) bool {
 		Keys: uint64(h.view.Len()), SizeBytes: uint64(h.view.DataBytes()),
 	}
 	x := &simSnapshot{w: w, from: t.p, to: l.member, handle: h, moved: w.now}
-	x.next, x.stop = iter.Pull(snapshot.Parts(h.view, h.dedup, w.plan.chunkBytes))
+	// In an order that is the same in every run of a seed.
+	items := slices.SortedFunc(h.view.All(), func(a, b keyspace.Item) int { return strings.Compare(a.Key, b.Key) })
+	x.next, x.stop = iter.Pull(snapshot.PartsOf(slices.Values(items), h.view.Bytes(), h.dedup, w.plan.chunkBytes))
 	w.nets.open = append(w.nets.open, x)
 	t.sending++
 	t.outgoing = append(t.outgoing, x)

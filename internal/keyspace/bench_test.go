@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"time"
 )
 
 func fill(n int) (*Keyspace, [][]byte) {
@@ -69,6 +70,22 @@ func BenchmarkPut(b *testing.B) {
 	})
 }
 
+// BenchmarkOrder puts a million keys in order, which others may wait for a step of.
+func BenchmarkOrder(b *testing.B) {
+	k, _ := fill(1_000_000)
+	for b.Loop() {
+		k.index, k.ordered = nil, 0
+		steps, longest := 0, time.Duration(0)
+		for done := false; !done; steps++ {
+			began := time.Now()
+			done = k.Order()
+			longest = max(longest, time.Since(began))
+		}
+		b.ReportMetric(float64(steps), "steps")
+		b.ReportMetric(float64(longest.Microseconds()), "longest-us")
+	}
+}
+
 // BenchmarkFreeze takes a view and overwrites a number of keys after it.
 func BenchmarkFreeze(b *testing.B) {
 	for _, writes := range []int{1, 100, 10_000} {
@@ -89,7 +106,7 @@ func BenchmarkFreeze(b *testing.B) {
 
 func BenchmarkAscend(b *testing.B) {
 	k, _ := fill(100_000)
-	v := k.Freeze()
+	v := order(k).Freeze()
 	b.ReportAllocs()
 	for b.Loop() {
 		for range v.Ascend("bench/key/00000001", "", 100) {

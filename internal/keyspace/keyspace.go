@@ -3,10 +3,8 @@
 package keyspace
 
 import (
-	"fmt"
 	"hash/maphash"
 	"math"
-	"strings"
 
 	"github.com/tidwall/btree"
 )
@@ -45,8 +43,9 @@ type Item struct {
 // So the keys are spread over shards, each a table, by a hash of the key.
 // Freeze hands the tables to a View and marks them as shared; the next write to
 // a shared shard clones that shard alone, once. Views are garbage collected and
-// nobody has to release them. Beside the shards there is a copy-on-write tree
-// of the keys alone, which only a key that appears or disappears changes.
+// nobody has to release them. Once somebody has asked for order there is beside the
+// shards a copy-on-write tree of the keys alone, the index, which only a key that
+// appears or disappears changes; see Order.
 //
 // A list of a few keys does better without a view: after a Freeze every first
 // write to a shard pays for a clone. Collect therefore gathers a small range
@@ -63,22 +62,25 @@ type Item struct {
 //
 // Invariants:
 //
-//  1. A key is in the shard that its hash names, in the index, and nowhere else.
+//  1. A key is in the shard that its hash names, and nowhere else; it is in the index
+//     if its position is lower than ordered. The index of a View has all keys or is nil.
 //  2. The slots of a shared shard never change: a View has them.
 //  3. hash, dataBytes, keyBytes and the length are those of the items; the hash does not
 //     depend on how they came to be, or on the seed.
 //  4. frozen, if not nil, is a View of exactly the present items.
 type Keyspace struct {
 	contents
-	shared [shardCount]bool
-	frozen *View // what Freeze returned, until the next write
-	homes  int   // that a table which has to grow gets at least; see Expect
+	shared  [shardCount]bool
+	frozen  *View    // what Freeze returned, until the next write
+	homes   int      // that a table which has to grow gets at least; see Expect
+	ordered position // the index has the keys before it; see Order
 }
 
 // contents are what a Keyspace and its views have in common.
 type contents struct {
 	shards    [shardCount]*table // never nil
 	index     *btree.Set[string]
+	n         int   // keys
 	dataBytes int64 // of keys and values
 	keyBytes  int64 // of keys alone
 	hash      uint64
@@ -86,7 +88,7 @@ type contents struct {
 
 // New returns an empty Keyspace.
 func New() *Keyspace {
-	k := &Keyspace{contents: contents{index: new(btree.Set[string])}}
+	k := new(Keyspace)
 	tables := make([]table, shardCount)
 	for i := range k.shards {
 		k.shards[i] = &tables[i]
@@ -128,7 +130,7 @@ func (c *contents) Lookup(key string, hash uint64) (Item, bool) {
 }
 
 // Len returns the number of keys.
-func (c *contents) Len() int { return c.index.Len() }
+func (c *contents) Len() int { return c.n }
 
 // DataBytes returns the bytes of all keys and values.
 func (c *contents) DataBytes() int64 { return c.dataBytes }
@@ -215,27 +217,19 @@ func (k *Keyspace) Set(p Place, key, value []byte, revision uint64) {
 	} else {
 		t.insert(p.at, slot{record: r, tag: p.tag, keyLen: uint32(len(key))}, k.homes)
 		k.keyBytes += int64(len(key))
-		k.insertIndex(string(key)) // not of the record, which the index would keep when it is replaced
+		k.n++
+		k.appear(p, key)
 	}
 	k.dataBytes += int64(r.dataBytes())
 	k.hash += r.hash()
-}
-
-// insertIndex adds a key to the index. Many that are expected mostly come in order;
-// then the place of each is behind the last.
-func (k *Keyspace) insertIndex(key string) {
-	if k.homes > 0 {
-		k.index.Load(key)
-	} else {
-		k.index.Insert(key)
-	}
 }
 
 // Remove removes the key for which Find returned a place where it exists.
 func (k *Keyspace) Remove(p Place) {
 	t := k.writable(p.shard)
 	s := t.slots[p.at]
-	k.index.Delete(s.key())
+	k.n--
+	k.disappear(p, s.key())
 	k.keyBytes -= int64(s.keyLen)
 	k.forget(s.record)
 	t.remove(p.at)
@@ -275,121 +269,18 @@ func (k *Keyspace) writable(i int) *table {
 // the same View again.
 func (k *Keyspace) Freeze() *View {
 	if k.frozen == nil {
-		// Copy marks all nodes of both trees as shared; the view's is never
-		// written to, so only this side copies nodes.
 		k.frozen = &View{k.contents}
-		k.frozen.index = k.index.Copy()
+		k.frozen.index = nil
+		if k.isOrdered() {
+			// Copy marks all nodes of both trees as shared; the view's is never
+			// written to, so only this side copies nodes.
+			k.frozen.index = k.index.Copy()
+		}
 		for i := range k.shared {
 			k.shared[i] = true
 		}
 	}
 	return k.frozen
-}
-
-// Collect returns the items that View.Ascend would yield, or false if there
-// are more than max of them. It is for ranges so small that their gathering
-// may hold up writes.
-func (k *Keyspace) Collect(prefix, after string, limit, max int) (items []Item, complete bool) {
-	complete = true
-	k.ascend(prefix, after, limit, func(item Item) bool {
-		if len(items) == max {
-			items, complete = nil, false
-			return false
-		}
-		items = append(items, item)
-		return true
-	})
-	return items, complete
-}
-
-// ascend calls yield for the keys with a prefix after a key, in order, at most
-// limit of them. It looks up several keys at a time; see Warm.
-func (c *contents) ascend(prefix, after string, limit int, yield func(Item) bool) {
-	var group [WarmMax]string
-	keys, n, more := group[:0], 0, true
-	c.index.Ascend(max(prefix, after), func(key string) bool {
-		if !strings.HasPrefix(key, prefix) {
-			return false // keys with the prefix follow each other
-		}
-		if key == after {
-			return true
-		}
-		keys = append(keys, key)
-		n++
-		if len(keys) == WarmMax || n == limit {
-			more = c.yieldAll(keys, yield) && n != limit
-			keys = keys[:0]
-		}
-		return more
-	})
-	if more {
-		c.yieldAll(keys, yield)
-	}
-}
-
-// yieldAll calls yield for some keys, at most WarmMax, until it returns false.
-func (c *contents) yieldAll(keys []string, yield func(Item) bool) bool {
-	var hashes [WarmMax]uint64
-	for i, key := range keys {
-		hashes[i] = maphash.String(seed, key)
-	}
-	c.warm(hashes[:len(keys)], true)
-	for i, key := range keys {
-		item, ok := c.Lookup(key, hashes[i])
-		if !ok {
-			panic(fmt.Sprintf("raftkv: BUG: key %q is in the index alone", key))
-		}
-		if !yield(item) {
-			return false
-		}
-	}
-	return true
-}
-
-// check verifies the invariants, for tests.
-func (c *contents) check() error {
-	var dataBytes, keyBytes int64
-	var hash uint64
-	n := 0
-	for i := range c.shards {
-		if err := c.checkShard(i); err != nil {
-			return fmt.Errorf("shard %d: %w", i, err)
-		}
-		for _, s := range c.shards[i].slots {
-			if s.record != "" {
-				n++
-				dataBytes += int64(s.record.dataBytes())
-				keyBytes += int64(s.keyLen)
-				hash += s.record.hash()
-			}
-		}
-	}
-	if n != c.Len() || dataBytes != c.dataBytes || keyBytes != c.keyBytes || hash != c.hash {
-		return fmt.Errorf("%d keys of %d bytes, %d with their values, hash %#x, but counted %d, %d, %d, %#x",
-			n, keyBytes, dataBytes, hash, c.Len(), c.keyBytes, c.dataBytes, c.hash)
-	}
-	return nil
-}
-
-func (c *contents) checkShard(i int) error {
-	t := c.shards[i]
-	if err := t.check(); err != nil {
-		return err
-	}
-	for j := range t.slots {
-		s := &t.slots[j]
-		if s.record == "" {
-			continue
-		}
-		item := s.item()
-		if shard, tag := place(maphash.String(seed, item.Key)); shard != i || tag != s.tag || !c.index.Contains(item.Key) {
-			return fmt.Errorf("key %q is misplaced", item.Key)
-		}
-		if s.record != newRecord([]byte(item.Key), []byte(item.Value), item.Revision) {
-			return fmt.Errorf("item %+v has a wrong hash", item)
-		}
-	}
-	return nil
 }
 
 // place splits the hash of a key into the shard and the tag in it.

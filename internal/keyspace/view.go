@@ -23,7 +23,7 @@ func (v *View) All() iter.Seq[Item] {
 
 // Ascend returns, in the order of their keys, the items whose keys have the
 // prefix and, unless after is empty, come after it: at most limit of them,
-// unless limit is 0.
+// unless limit is 0. The Keyspace must have been in order when it was frozen.
 func (v *View) Ascend(prefix, after string, limit int) iter.Seq[Item] {
 	return func(yield func(Item) bool) { v.ascend(prefix, after, limit, yield) }
 }

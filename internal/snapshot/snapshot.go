@@ -37,13 +37,17 @@ func StateHash(keys, table, roster, revision uint64) uint64 {
 // own, so the caller may keep it. The view and the table must not change while
 // the parts are made; both are made for that (Freeze, Clone).
 //
-// Keys come in order, though nobody needs them so: equal states have equal
-// parts, which makes a run of the simulator repeatable. It costs a lookup for
-// each key.
+// Keys come as they stand in the view, in no order that another process would have.
 func Parts(view *keyspace.View, table *dedup.Table, partBytes int) iter.Seq[[]byte] {
+	return PartsOf(view.All(), view.Bytes(), table, partBytes)
+}
+
+// PartsOf is Parts for items in an order that the caller chooses, and about so many
+// bytes of them.
+func PartsOf(items iter.Seq[keyspace.Item], itemBytes int64, table *dedup.Table, partBytes int) iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
-		w := partWriter{partBytes: partBytes, yield: yield, left: view.Bytes()}
-		for item := range view.Ascend("", "", 0) {
+		w := partWriter{partBytes: partBytes, yield: yield, left: itemBytes}
+		for item := range items {
 			if !w.reserve(recordSize(item)) {
 				return
 			}

@@ -53,6 +53,8 @@ func build(keys int, sizeBytes int64, parts ...[]byte) (*keyspace.Keyspace, *ded
 // describe writes out a whole state.
 func describe(k *keyspace.Keyspace, t *dedup.Table) string {
 	var s strings.Builder
+	for !k.Order() {
+	}
 	for item := range k.Freeze().Ascend("", "", 0) {
 		fmt.Fprintf(&s, "%q=%q@%d\n", item.Key, item.Value, item.Revision)
 	}
