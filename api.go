@@ -315,15 +315,20 @@ func (n *Node) get(ctx context.Context, key string, opts []ReadOption) (KeyValue
 	if err != nil {
 		return KeyValue{}, err
 	}
-	item, ok := n.fsm.get(key, hash, seat)
+	kv, ok := n.fsm.get(key, hash, seat)
 	if !ok {
 		return KeyValue{}, ErrNotFound
 	}
-	return keyValue(item), nil
+	return kv, nil
 }
 
+// keyValue copies an item, whose strings may be pieces of something large.
 func keyValue(i keyspace.Item) KeyValue {
-	return KeyValue{Key: i.Key, Value: []byte(i.Value), Revision: i.Revision}
+	n := len(i.Key)
+	b := make([]byte, n+len(i.Value))
+	copy(b, i.Key)
+	copy(b[n:], i.Value)
+	return KeyValue{Key: unsafe.String(unsafe.SliceData(b), n), Value: b[n:], Revision: i.Revision}
 }
 
 // read returns when this node's state may be read as the options ask. The reader had

@@ -43,7 +43,7 @@ const (
 //  4. When a caller is answered, the state that answers it can be read here.
 //
 // The applier alone writes; readers share mu for as long as it takes to find an
-// item, and the items are immutable.
+// item and to copy it, unless it is large.
 type fsm struct {
 	out   *outbox.Outbox
 	reads *reads.Reads
@@ -295,15 +295,34 @@ func (f *fsm) status() (index, revision, hash uint64) {
 	return f.index, f.revision, f.hash()
 }
 
-// get returns the item of a key with a hash, to a reader who had a seat in a round
-// or none. If others of the round come next, it prepares their lookups with its own.
-func (f *fsm) get(key string, hash uint64, seat reads.Seat) (keyspace.Item, bool) {
+// get returns a key with a hash and its value, to a reader who had a seat in a round or
+// none. If others of the round come next, it prepares their lookups with its own.
+func (f *fsm) get(key string, hash uint64, seat reads.Seat) (KeyValue, bool) {
+	kv, large, ok := f.lookup(key, hash, seat)
+	if large != "" {
+		kv.Value = []byte(large)
+	}
+	return kv, ok
+}
+
+// lookup is get, but that it returns a large value as it is. A small one may be
+// overwritten as soon as the lock is free.
+func (f *fsm) lookup(key string, hash uint64, seat reads.Seat) (kv KeyValue, large string, ok bool) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	if seat.IsFirst() {
 		f.warm(seat)
 	}
-	return f.keys.Lookup(key, hash)
+	item, ok := f.keys.Lookup(key, hash)
+	if !ok {
+		return KeyValue{}, "", false
+	}
+	kv = KeyValue{Key: key, Revision: item.Revision}
+	if len(item.Value) > keyspace.SharedMax {
+		return kv, item.Value, true
+	}
+	kv.Value = []byte(item.Value)
+	return kv, "", true
 }
 
 func (f *fsm) warm(seat reads.Seat) {

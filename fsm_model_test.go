@@ -163,7 +163,7 @@ func TestStateAgreesWithTheNaiveOne(t *testing.T) {
 		}
 		for key, want := range n.keys {
 			item, ok := itemOf(f, key)
-			if !ok || item.Revision != want.Revision || item.Value != string(want.Value) {
+			if !ok || item.Revision != want.Revision || string(item.Value) != string(want.Value) {
 				t.Fatalf("seed %d: key %q is %+v, %v, want %+v", seed, key, item, ok, want)
 			}
 		}

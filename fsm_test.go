@@ -81,8 +81,8 @@ func stateBytes(f *fsm) []byte {
 	return append(h.roster.Append(all), fmt.Sprintf("%d/%d/%d/%x", h.index, h.term, h.revision, h.hash)...)
 }
 
-// itemOf returns a key's item.
-func itemOf(f *fsm, key string) (keyspace.Item, bool) {
+// itemOf returns a key with its value.
+func itemOf(f *fsm, key string) (KeyValue, bool) {
 	return f.get(key, keyspace.Hash([]byte(key)), reads.Seat{})
 }
 

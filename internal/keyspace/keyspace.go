@@ -17,15 +17,17 @@ const (
 	shardCount = 1 << shardBits
 	shardBits  = 10
 
-	// OverheadBytes is what a key costs beside its bytes, twice, and those of the
-	// value: the head of its record, its places in the shard and in the index, which
-	// has the key once more, and what the allocator rounds up. Measured with 10,000
-	// to 1,000,000 keys of 8 to 64 bytes: 66 to 118.
-	OverheadBytes = 128
+	// OverheadBytes and a quarter of its data are what a key costs beside its bytes,
+	// twice, and those of the value: the head of its record, room in its chunk, its
+	// places in the shard and in the index, which has the key once more. Measured
+	// with 10,000 to 1,000,000 keys of 8 to 64 bytes: 68 to 107, and with large values
+	// a fifth of them. What views have, and have left behind, is not in it.
+	OverheadBytes = 96
 )
 
-// An Item is a key with its value. Its strings are immutable, so views, readers
-// and the owner of the map share them.
+// An Item is a key with its value. Its strings are pieces of larger ones. Those of a
+// View are good for ever; those of the Keyspace itself only until the next write, but
+// for values that are larger than SharedMax.
 type Item struct {
 	Key      string
 	Value    string
@@ -79,6 +81,7 @@ type Keyspace struct {
 // contents are what a Keyspace and its views have in common.
 type contents struct {
 	shards    [shardCount]*table // never nil
+	records   arena
 	index     *btree.Set[string]
 	n         int   // keys
 	dataBytes int64 // of keys and values
@@ -115,18 +118,18 @@ func (k *Keyspace) Expect(keys int) {
 	}
 }
 
-// Get returns the item of a key.
+// Get returns the item of a key. It does not copy.
 func (c *contents) Get(key string) (Item, bool) { return c.Lookup(key, maphash.String(seed, key)) }
 
 // Lookup is Get for a key whose hash is known.
 func (c *contents) Lookup(key string, hash uint64) (Item, bool) {
 	shard, tag := place(hash)
 	t := c.shards[shard]
-	at, ok := t.find(tag, key)
+	at, ok := t.find(&c.records, tag, key)
 	if !ok {
 		return Item{}, false
 	}
-	return t.slots[at].item(), true
+	return c.records.record(t.slots[at].at).item(), true
 }
 
 // Len returns the number of keys.
@@ -135,11 +138,17 @@ func (c *contents) Len() int { return c.n }
 // DataBytes returns the bytes of all keys and values.
 func (c *contents) DataBytes() int64 { return c.dataBytes }
 
-// Bytes returns about how much memory the items take, as Cost has it for each.
-func (c *contents) Bytes() int64 { return c.dataBytes + c.keyBytes + int64(c.Len())*OverheadBytes }
+// Bytes returns about how much memory the items take: what Cost returns for each, but
+// for what that rounds.
+func (c *contents) Bytes() int64 {
+	return c.dataBytes + c.dataBytes/4 + c.keyBytes + int64(c.Len())*OverheadBytes
+}
 
 // Cost returns about how much memory an item takes.
-func Cost(keyBytes, valueBytes int) int64 { return int64(2*keyBytes + valueBytes + OverheadBytes) }
+func Cost(keyBytes, valueBytes int) int64 {
+	data := keyBytes + valueBytes
+	return int64(data + data/4 + keyBytes + OverheadBytes)
+}
 
 // Hash returns a hash of all keys, values and revisions, the same wherever
 // they are the same.
@@ -161,8 +170,8 @@ func (k *Keyspace) Find(key []byte, hash uint64) Place {
 	shard, tag := place(hash)
 	t := k.shards[shard]
 	p := Place{shard: shard, tag: tag}
-	if p.at, p.found = t.find(tag, stringOf(key)); p.found {
-		p.Revision = t.slots[p.at].record.revision()
+	if p.at, p.found = t.find(&k.records, tag, stringOf(key)); p.found {
+		p.Revision = k.records.record(t.slots[p.at].at).revision()
 	}
 	return p
 }
@@ -193,8 +202,8 @@ func (c *contents) warm(hashes []uint64, values bool) (found int, sum uint64) {
 		shard, tag := place(hash)
 		t := c.shards[shard]
 		for at := t.home(tag); at < len(t.slots) && t.slots[at].tag <= tag; at++ {
-			if s := &t.slots[at]; s.tag == tag && s.record != "" {
-				sum += s.record.read(values)
+			if s := &t.slots[at]; s.tag == tag && !s.isEmpty() {
+				sum += c.records.record(s.at).read(values)
 				found++
 				break
 			}
@@ -208,31 +217,56 @@ func (p Place) Exists() bool { return p.found }
 
 // Set sets the key for which Find returned a place. It copies what it is given.
 func (k *Keyspace) Set(p Place, key, value []byte, revision uint64) {
-	r := newRecord(key, value, revision)
 	t := k.writable(p.shard)
+	var at address
 	if p.found {
 		s := &t.slots[p.at]
-		k.forget(s.record)
-		s.record = r
+		k.forget(k.records.record(s.at))
+		at = k.records.replace(s.at, key, value, revision)
+		s.at = at
 	} else {
-		t.insert(p.at, slot{record: r, tag: p.tag, keyLen: uint32(len(key))}, k.homes)
+		at = k.records.add(key, value, revision)
+		t.insert(&k.records, p.at, slot{tag: p.tag, at: at}, k.homes)
 		k.keyBytes += int64(len(key))
 		k.n++
 		k.appear(p, key)
 	}
-	k.dataBytes += int64(r.dataBytes())
-	k.hash += r.hash()
+	k.dataBytes += int64(len(key) + len(value))
+	k.hash += k.records.record(at).hash()
+	k.tidy()
 }
 
 // Remove removes the key for which Find returned a place where it exists.
 func (k *Keyspace) Remove(p Place) {
 	t := k.writable(p.shard)
-	s := t.slots[p.at]
+	at := t.slots[p.at].at
+	r := k.records.record(at)
 	k.n--
-	k.disappear(p, s.key())
-	k.keyBytes -= int64(s.keyLen)
-	k.forget(s.record)
+	k.disappear(p, r.key())
+	k.keyBytes -= int64(r.keyLen())
+	k.forget(r)
 	t.remove(p.at)
+	k.records.drop(at)
+	k.tidy()
+}
+
+// tidyStep is for how many slots of a chunk that is to be emptied each write looks. A
+// chunk of n slots is, after n/2 records went out of it, so two would do.
+const tidyStep = 4
+
+// tidy moves some records out of chunks that have few.
+func (k *Keyspace) tidy() {
+	for range tidyStep {
+		at, ok := k.records.next()
+		if !ok {
+			return
+		}
+		key := k.records.record(at).key()
+		shard, tag := place(maphash.String(seed, key))
+		if i, ok := k.shards[shard].find(&k.records, tag, key); ok && k.shards[shard].slots[i].at == at {
+			k.writable(shard).slots[i].at = k.records.move(at)
+		}
+	}
 }
 
 // Put sets a key. It copies what it is given.
@@ -251,7 +285,7 @@ func (k *Keyspace) Delete(key []byte) bool {
 
 // forget takes a record that goes out of the counts.
 func (k *Keyspace) forget(r record) {
-	k.dataBytes -= int64(r.dataBytes())
+	k.dataBytes -= int64(r.keyLen() + r.valueLen())
 	k.hash -= r.hash()
 }
 
@@ -270,7 +304,7 @@ func (k *Keyspace) writable(i int) *table {
 func (k *Keyspace) Freeze() *View {
 	if k.frozen == nil {
 		k.frozen = &View{k.contents}
-		k.frozen.index = nil
+		k.frozen.records, k.frozen.index = k.records.freeze(), nil
 		if k.isOrdered() {
 			// Copy marks all nodes of both trees as shared; the view's is never
 			// written to, so only this side copies nodes.

@@ -54,14 +54,14 @@ func (k *Keyspace) orderSome(most int) (n int) {
 	t := k.shards[shard]
 	for at := t.home(tag); at < len(t.slots); at++ {
 		s := &t.slots[at]
-		if s.record == "" || s.tag < tag {
+		if s.isEmpty() || s.tag < tag {
 			continue
 		}
 		if n >= most && s.tag != tag {
 			k.ordered = positionOf(shard, s.tag)
 			return n
 		}
-		k.index.Insert(strings.Clone(s.key())) // of the record itself it would keep the value, too
+		k.index.Insert(strings.Clone(k.records.record(s.at).key()))
 		tag = s.tag
 		n++
 	}
@@ -83,7 +83,7 @@ func (k *Keyspace) disappear(p Place, key string) {
 	}
 }
 
-// Collect returns the items that View.Ascend would yield, or false if there
+// Collect returns copies of the items that View.Ascend would yield, or false if there
 // are more than max of them, or no order yet. It is for ranges so small that their
 // gathering may hold up writes.
 func (k *Keyspace) Collect(prefix, after string, limit, max int) (items []Item, complete bool) {
@@ -99,7 +99,30 @@ func (k *Keyspace) Collect(prefix, after string, limit, max int) (items []Item, 
 		items = append(items, item)
 		return true
 	})
+	detach(items)
 	return items, complete
+}
+
+// detach copies what may be overwritten.
+func detach(items []Item) {
+	n := 0
+	for i := range items {
+		n += len(items[i].Key)
+		if len(items[i].Value) <= SharedMax {
+			n += len(items[i].Value)
+		}
+	}
+	b := make([]byte, 0, n)
+	own := func(s string) string {
+		b = append(b, s...)
+		return stringOf(b[len(b)-len(s):])
+	}
+	for i := range items {
+		items[i].Key = own(items[i].Key)
+		if len(items[i].Value) <= SharedMax {
+			items[i].Value = own(items[i].Value)
+		}
+	}
 }
 
 // ascend calls yield for the keys with a prefix after a key, in order, at most

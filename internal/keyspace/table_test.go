@@ -21,23 +21,24 @@ func TestTableEqualsAPlainMapThoughTagsCollide(t *testing.T) {
 			}
 		}
 		var table table
+		var a arena
 		want := map[string]uint64{}
 		for range 2000 {
 			i := rng.IntN(600)
 			if rng.IntN(500) == 0 { // once in a while most of it goes
 				for _, key := range slices.Sorted(maps.Keys(want))[len(want)/10:] {
-					change(t, &table, want, tags, key, 0)
+					change(t, &table, &a, want, tags, key, 0)
 				}
 			}
-			change(t, &table, want, tags, fmt.Sprint(i), uint64(rng.IntN(4)))
+			change(t, &table, &a, want, tags, fmt.Sprint(i), uint64(rng.IntN(4)))
 			if err := table.check(); err != nil {
 				t.Fatalf("seed %d: %v", seed, err)
 			}
 		}
 		for i := range 600 {
 			key := fmt.Sprint(i)
-			at, ok := table.find(tagOf(tags, key), key)
-			if revision, has := want[key]; ok != has || ok && table.slots[at].item() != (Item{key, "v", revision}) {
+			at, ok := table.find(&a, tagOf(tags, key), key)
+			if revision, has := want[key]; ok != has || ok && a.record(table.slots[at].at).item() != (Item{key, "v", revision}) {
 				t.Fatalf("seed %d: key %q is at %d, %v; want %v", seed, key, at, ok, revision)
 			}
 		}
@@ -53,23 +54,24 @@ func tagOf(tags []uint32, key string) uint32 {
 }
 
 // change sets a key to a revision, or removes it if that is 0.
-func change(t *testing.T, table *table, want map[string]uint64, tags []uint32, key string, revision uint64) {
+func change(t *testing.T, table *table, a *arena, want map[string]uint64, tags []uint32, key string, revision uint64) {
 	t.Helper()
 	tag := tagOf(tags, key)
-	at, ok := table.find(tag, key)
+	at, ok := table.find(a, tag, key)
 	if _, has := want[key]; ok != has {
 		t.Fatalf("key %q is there: %v, want %v", key, ok, has)
 	}
-	r := newRecord([]byte(key), []byte("v"), revision)
 	switch {
 	case revision == 0 && ok:
+		a.drop(table.slots[at].at)
 		table.remove(at)
 		delete(want, key)
 	case revision != 0 && ok:
-		table.slots[at].record = r
+		s := &table.slots[at]
+		s.at = a.replace(s.at, []byte(key), []byte("v"), revision)
 		want[key] = revision
 	case revision != 0:
-		table.insert(at, slot{record: r, tag: tag, keyLen: uint32(len(key))}, 0)
+		table.insert(a, at, slot{tag: tag, at: a.add([]byte(key), []byte("v"), revision)}, 0)
 		want[key] = revision
 	}
 }

@@ -13,7 +13,7 @@ func (v *View) All() iter.Seq[Item] {
 	return func(yield func(Item) bool) {
 		for i := range v.shards {
 			for j := range v.shards[i].slots {
-				if s := &v.shards[i].slots[j]; s.record != "" && !yield(s.item()) {
+				if s := &v.shards[i].slots[j]; !s.isEmpty() && !yield(v.records.record(s.at).item()) {
 					return
 				}
 			}
