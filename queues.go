@@ -83,7 +83,7 @@ const takeBytesMax = 256 << 10
 
 // A taskQueue holds what the applier shall do next, in the order of the log.
 type taskQueue struct {
-	committed atomic.Int64  // bytes of all tasks so far
+	committed atomic.Int64  // bytes that all entries so far take in the log
 	wakec     chan struct{} // capacity 1: a pending wake-up covers later ones
 	mu        sync.Mutex
 	tasks     []task
@@ -94,11 +94,12 @@ type taskQueue struct {
 func (q *taskQueue) push(tasks []task) {
 	q.mu.Lock()
 	q.tasks = append(q.tasks, tasks...)
-	before := q.bytes
 	for _, t := range tasks {
 		q.bytes += int64(len(t.data))
+		if !t.freeze && t.install == nil {
+			q.committed.Add(int64(len(t.data)) + entryOverheadBytes)
+		}
 	}
-	q.committed.Add(q.bytes - before)
 	q.mu.Unlock()
 	q.wake()
 }

@@ -68,3 +68,19 @@ func TestQueueIsTakenInOrderAndParts(t *testing.T) {
 		}
 	}
 }
+
+// TestQueueCountsWhatTheLogTakes: by it the sender of a snapshot knows how much is left
+// of the log that is kept for the receiver, and that writes go on.
+func TestQueueCountsWhatTheLogTakes(t *testing.T) {
+	s, _ := foundedStorage(t, 1<<20)
+	q := &taskQueue{wakec: make(chan struct{}, 1)}
+	log := entries(2, 1, 0, 1, 60, 60, 10_000)
+	appendEntries(t, s, log)
+	for _, e := range log {
+		q.push([]task{{index: e.GetIndex(), term: 1, data: e.GetData()}})
+	}
+	q.push([]task{{freeze: true}, {install: new(stagedSnapshot)}})
+	if got := q.committed.Load(); got != s.bytes {
+		t.Errorf("the entries committed take %d bytes of the log, want %d", got, s.bytes)
+	}
+}
