@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -160,6 +161,50 @@ func TestReceiverGoesOnFromItsSnapshotHoweverMuchWasWrittenMeanwhile(t *testing.
 			t.Errorf("%d snapshots were sent, want 1", got)
 		}
 		c.wantSameState()
+	})
+}
+
+// TestPinFollowsItsReceiver, which has its snapshot and lags, until it has nearly
+// caught up. What has fallen stays down, and is counted until then.
+func TestPinFollowsItsReceiver(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.found(3, func(cfg *Config) { cfg.Limits.MaxLogBytes = 64 << 10 })
+		n := c.leader()
+		receiver := c.but(n)[0]
+		const delay = 200 * time.Millisecond
+		c.net.Delay(n.cfg.Addr, receiver.cfg.Addr, delay)
+		c.net.Delay(receiver.cfg.Addr, n.cfg.Addr, delay)
+		c.pause(time.Second)
+		for range 40 {
+			c.put(n, "k", strings.Repeat("v", 1<<10))
+		}
+		raftID := receiver.view.Load().raftID
+		tend := func(change func(l *loop)) (pins []pin, match, until uint64) {
+			t.Helper()
+			if err := n.do(func(l *loop) {
+				change(l)
+				l.tendSnapshots()
+				if p := l.log.pins[raftID]; p != nil {
+					pins = append(pins, *p)
+				}
+				match, until = l.Progress(raftID).Match, l.pinUntil()
+			}); err != nil {
+				t.Fatal(err)
+			}
+			return pins, match, until
+		}
+		pins, match, until := tend(func(l *loop) { l.log.pin(raftID, l.log.first, l.now) })
+		if want := (pin{index: match, until: until}); !slices.Equal(pins, []pin{want}) {
+			t.Errorf("while the receiver lags the pin is %+v, want %+v", pins, want)
+		}
+		pins, _, _ = tend(func(l *loop) { l.log.pins[raftID] = &pin{falls: 1} })
+		if want := (pin{falls: 1}); !slices.Equal(pins, []pin{want}) {
+			t.Errorf("the pin that has fallen is %+v, want %+v", pins, want)
+		}
+		c.pause(4 * delay)
+		if pins, _, _ = tend(func(*loop) {}); len(pins) > 0 {
+			t.Errorf("when the receiver has caught up there is still %+v", pins)
+		}
 	})
 }
 

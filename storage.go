@@ -56,7 +56,7 @@ type snapshotHandle struct {
 // is near the end of the log.
 type pin struct {
 	index uint64
-	until uint64 // the tick at which it falls unless the receiver replicates
+	until uint64 // the tick at which it falls unless the receiver has gone on
 	falls int    // how often the log outgrew it
 }
 
@@ -178,7 +178,7 @@ func (s *storage) pin(raftID, index, until uint64) {
 	p.index, p.until = index, until
 }
 
-// unpin ends a receiver's pin: it replicates, or it has gone.
+// unpin ends a receiver's pin: it has caught up, or it has gone.
 func (s *storage) unpin(raftID uint64) {
 	delete(s.pins, raftID)
 	if len(s.pins) == 0 {
@@ -189,11 +189,16 @@ func (s *storage) unpin(raftID uint64) {
 // isNearEnd reports whether so little of the log is behind an index that a member
 // which replicates from there will be gone on before a compaction takes it.
 func (s *storage) isNearEnd(index uint64) bool {
-	behind := int64(0)
-	for _, n := range s.sizes[min(max(index, s.first)-s.first, uint64(len(s.sizes))):] {
-		behind += n
+	if index < s.first {
+		return false
 	}
-	return index >= s.first && behind <= s.maxBytes/2
+	behind := int64(0)
+	for _, n := range s.sizes[min(index-s.first, uint64(len(s.sizes))):] {
+		if behind += n; behind > s.maxBytes/2 {
+			return false // asked every tick, and the log may have a million entries
+		}
+	}
+	return true
 }
 
 // isPinned reports whether a snapshot is on its way, or has just arrived.
@@ -206,7 +211,7 @@ func (s *storage) isPinned(now uint64) bool {
 	return false
 }
 
-// falls returns how often a receiver has lost its pin since it last replicated.
+// falls returns how often a receiver has lost its pin since it last had caught up.
 func (s *storage) falls(raftID uint64) int {
 	if p := s.pins[raftID]; p != nil {
 		return p.falls

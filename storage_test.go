@@ -331,6 +331,25 @@ func TestLowestOfSeveralPinsCounts(t *testing.T) {
 	}
 }
 
+func TestTheEndOfTheLogIsHalfOfItsLimit(t *testing.T) {
+	const each, maxBytes = 1000, 10_000
+	s, _ := foundedStorage(t, maxBytes)
+	if !s.isNearEnd(1) {
+		t.Error("the end of an empty log is far from it")
+	}
+	appendEntries(t, s, entries(2, 1, sizes(20, each-entryOverheadBytes)...)) // up to 21
+	s.compact(18, 0)                                                          // up to 14
+	for index, want := range map[uint64]bool{21: true, 17: true, 16: true, 15: false, 14: false, 13: false} {
+		if got := s.isNearEnd(index); got != want {
+			t.Errorf("log from %d to 21: %d is near its end: %v, want %v", s.first+1, index, got, want)
+		}
+	}
+	s.maxBytes = 1 << 20
+	if s.isNearEnd(13) {
+		t.Error("an index is near the end of a log that no longer follows on it")
+	}
+}
+
 func TestSnapshotAsksForAHandleFirst(t *testing.T) {
 	s, current := foundedStorage(t, 1000)
 	if snap, err := s.Snapshot(); snap != nil || err != raft.ErrSnapshotTemporarilyUnavailable {
