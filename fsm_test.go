@@ -219,6 +219,45 @@ func TestCallersAreAnsweredWhenTheirWriteCanBeRead(t *testing.T) {
 	}
 }
 
+// TestCallersOfABatchAreAnsweredAsItIsApplied: in groups, so that those of the first
+// go on while the rest is applied. Only the last group waits for the end of the batch.
+func TestCallersOfABatchAreAnsweredAsItIsApplied(t *testing.T) {
+	const groups = 3
+	f := newTestFSM(testOrigins[0])
+	var tickets []outbox.Ticket
+	for i := range groups * outbox.GroupMax {
+		c := putOf(fmt.Sprint("key ", i), "v")
+		ticket, _, err := f.out.Add(&c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tickets = append(tickets, ticket)
+	}
+	b, _ := f.out.Next(outbox.Route{Leader: 1, Term: 1}, 0)
+	a, err := f.applyBatch(b.Data) // what apply does before it answers the batch
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, ticket := range tickets {
+		answered := false
+		select {
+		case <-ticket.Done():
+			answered = true
+		default:
+		}
+		if want := i < (groups-1)*outbox.GroupMax; answered != want {
+			t.Fatalf("before the batch is answered, the caller of command %d is: %v, want %v", i, answered, want)
+		}
+	}
+	f.out.Resolve(a.first, a.results)
+	for i, ticket := range tickets {
+		<-ticket.Done()
+		if r, err := ticket.Result(); err != nil || r.Revision != uint64(i)+1 {
+			t.Errorf("Result of command %d = %+v, %v, want revision %d", i, r, err, i+1)
+		}
+	}
+}
+
 func TestUnreadableEntryStopsTheApplier(t *testing.T) {
 	good := func(first uint64) []byte {
 		return batchOf(command.Header{Origin: testOrigins[0], First: first}, putOf(fmt.Sprint(first), "v"))
