@@ -4,14 +4,17 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"example.com/raftkv/internal/keyspace"
 	"example.com/raftkv/internal/reads"
 )
 
@@ -363,4 +366,62 @@ func TestReadersOfARoundReadInGroups(t *testing.T) {
 			t.Fatalf("seat %d was woken before %d, in the order %v", i, first, order)
 		}
 	}
+}
+
+// TestReadersOfARoundPrepareTheirLookupsTogether: each leaves the hash of its key at
+// its seat, and who reads first has all of them brought into the cache. That shows in
+// nothing but speed; so the keyspace is taken away, and who misses it says where.
+func TestReadersOfARoundPrepareTheirLookupsTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg, err := Config{ID: 1, Addr: "n1:1"}.withDefaults()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := newNode(cfg) // without a goroutine; the test is its loop
+		n.loop.raftID = 1
+		n.loop.publish()
+		n.reads.Become(1)
+		confirm := func() { n.reads.Confirm(n.reads.Issue(0), 0) }
+		const readers = 6
+		for range readers { // a round without notes; the next has room for those of as many
+			n.reads.Join(0)
+		}
+		confirm()
+
+		hashes := make([]uint64, readers)
+		for i := range readers - 1 {
+			key := fmt.Sprint(i)
+			hashes[i] = keyspace.Hash([]byte(key))
+			go func() { _, _ = n.Get(t.Context(), key) }() // which is not there
+			synctest.Wait()                                // they take their seats in order
+		}
+		seat, _ := n.reads.Join(0)
+		confirm()
+		synctest.Wait()
+		var notes [reads.GroupMax]uint64
+		got := notes[:seat.Group(&notes)]
+		if slices.Reverse(got); !slices.Equal(got, hashes) || !seat.IsFirst() {
+			t.Errorf("the notes of the round are %x, want the hashes of the keys and 0, %x", got, hashes)
+		}
+
+		n.fsm.keys = nil
+		var stacks [readers]string
+		for i := range readers {
+			go func() {
+				defer func() {
+					recover()
+					stacks[i] = string(debug.Stack())
+				}()
+				_, _ = n.Get(t.Context(), "key") // panics
+			}()
+			synctest.Wait()
+		}
+		confirm()
+		synctest.Wait()
+		for i, stack := range stacks {
+			if warms := strings.Contains(stack, "(*fsm).warm("); warms != (i == readers-1) || !strings.Contains(stack, "(*fsm).get(") {
+				t.Errorf("reader %d of %d prepares lookups: %v\n%s", i+1, readers, warms, stack)
+			}
+		}
+	})
 }
