@@ -61,6 +61,16 @@ type link struct {
 	cancel context.CancelFunc
 }
 
+// end ends a link that nobody finds any more, after a time. If the node stops before,
+// it ends with the transport.
+func (l *link) end(after time.Duration) {
+	if after == 0 {
+		l.cancel()
+		return
+	}
+	time.AfterFunc(after, l.cancel)
+}
+
 type dialer = func(ctx context.Context, addr string) (net.Conn, error)
 
 func newGRPCTransport(n *Node) *grpcTransport {
@@ -103,12 +113,21 @@ func (t *grpcTransport) dialBy(dialer dialer, addr string) (*grpc.ClientConn, er
 	return conn, nil
 }
 
+// partingTime is how long a link outlives the membership of whom it leads to. What was
+// said last tells it that it is removed; else it would learn that only when it misses
+// the leader, an election timeout later.
+const partingTime = 100 * time.Millisecond
+
 // connect starts and ends links until they are those to the members given.
 func (t *grpcTransport) connect(self *kvpb.Identity, members []roster.Member) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ctx.Err() != nil {
 		return
+	}
+	parting := partingTime
+	if self.GetRaftId() != t.self.GetRaftId() {
+		parting = 0 // nobody is spoken to under an identity of the past
 	}
 	t.self = self
 	wanted := make(map[uint64]bool, len(members))
@@ -123,8 +142,8 @@ func (t *grpcTransport) connect(self *kvpb.Identity, members []roster.Member) {
 	}
 	for id, l := range t.links {
 		if !wanted[id] {
-			l.cancel()
 			delete(t.links, id)
+			l.end(parting)
 		}
 	}
 }

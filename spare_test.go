@@ -2,6 +2,7 @@ package raftkv
 
 import (
 	"testing"
+	"time"
 
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -116,4 +117,38 @@ func TestWhatIsHeldOverATermCountsInNone(t *testing.T) {
 	if x.l.rest(); len(x.out.sent) != 2 || x.l.toward(3).entries != (account{}) {
 		t.Errorf("sent %v, and of member 3 %+v is kept; want it told, and nothing kept", x.out.sent, x.l.toward(3).entries)
 	}
+}
+
+// TestWhoIsRemovedIsToldAtOnce, before its link ends. What was said to it is forgotten
+// with the next change, if not before: the loss of what it was told after it had gone
+// may still be noted.
+func TestWhoIsRemovedIsToldAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.found(4)
+		leader := c.leader()
+		others := c.but(leader)
+		voter, learner := others[2], c.learner(5)
+		for _, removed := range []*Node{learner, voter} {
+			c.pause(time.Second)
+			var err error
+			if removed == learner {
+				_, err = leader.RemoveLearner(c.ctx(), learner.cfg.ID)
+			} else {
+				_, err = leader.ChangeMembership(c.ctx(), []uint64{leader.cfg.ID, others[0].cfg.ID, others[1].cfg.ID})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.pause(2 * restAfter); !removed.view.Load().gone {
+				t.Errorf("member %d does not know of its removal %v later", removed.cfg.ID, 2*restAfter)
+			}
+		}
+		if err := leader.do(func(l *loop) {
+			if to := l.links.toward[learner.view.Load().raftID]; to != nil {
+				t.Errorf("of what was said to member 5 there is kept %+v", *to)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
