@@ -240,6 +240,9 @@ func (t *grpcTransport) Met(raftID uint64, who *kvpb.Identity) {
 	t.node.post(func(l *loop) { l.met(raftID, who) })
 }
 
+// Committed is called by links.
+func (t *grpcTransport) Committed() int64 { return t.node.tasks.committed.Load() }
+
 // Messages receives what another member sends, for as long as both live.
 func (t *grpcTransport) Messages(s grpc.BidiStreamingServer[kvpb.MessagesRequest, kvpb.MessagesResponse]) error {
 	hello, err := first(s.Recv)

@@ -20,7 +20,7 @@ import (
 const (
 	messageBytesMax     = 1 << 20   // of entries in one message, unless one entry is larger
 	inflightMessagesMax = 256       // appends on their way to one follower
-	inflightBytesMax    = 64 << 20  // likewise
+	inflightBytesMax    = 16 << 20  // likewise; far less than a queue to a member holds
 	committedBytesMax   = 16 << 20  // of entries in one Ready
 	uncommittedBytesMax = 256 << 20 // backstop: the outboxes' windows bound it before
 	batchesMax          = 4         // of one member in flight; more makes batches smaller

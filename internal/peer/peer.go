@@ -48,6 +48,8 @@ type Events interface {
 	TurnedAway(raftID uint64, err error)
 	// Met says that another process than the one linked with answers there.
 	Met(raftID uint64, who *kvpb.Identity)
+	// Committed asks how much has been committed here, in bytes.
+	Committed() int64
 }
 
 // A Link carries messages to one incarnation of a member. Messages wait in a
@@ -66,6 +68,9 @@ type Link struct {
 	up     atomic.Bool   // the other side has accepted the present stream
 	nudgec chan struct{} // Nudge sends, Run takes; capacity 1: one covers others
 	dialc  chan struct{} // Redial sends, Run takes; likewise
+
+	committed int64     // what was when isBusy last looked
+	busy      time.Time // when it last had risen
 }
 
 // New returns a link that Run will serve. It owns the connections that dial
@@ -268,5 +273,6 @@ func (l *Link) send(ctx context.Context, s grpc.ClientStream) {
 		if s.SendMsg(&f) != nil {
 			return // Recv tells why
 		}
+		l.rest(ctx, &f)
 	}
 }

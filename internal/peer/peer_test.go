@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -122,6 +123,8 @@ type recorder struct {
 	events []string
 	last   error
 	tries  []time.Time // of TurnedAway
+
+	committed atomic.Int64
 }
 
 func (r *recorder) note(event string, raftID uint64, err error) {
@@ -136,6 +139,8 @@ func (r *recorder) note(event string, raftID uint64, err error) {
 		r.tries = append(r.tries, time.Now())
 	}
 }
+
+func (r *recorder) Committed() int64 { return r.committed.Load() }
 
 func (r *recorder) Connected(raftID uint64)             { r.note("connected", raftID, nil) }
 func (r *recorder) Unreachable(raftID uint64)           { r.note("unreachable", raftID, nil) }
