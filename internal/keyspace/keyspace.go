@@ -42,7 +42,8 @@ type Item struct {
 // view. Lists want order: a tree. A copy-on-write tree alone would do, but its
 // lookups take three times as long as a map's.
 //
-// So the keys are spread over shards, each a table, by a hash of the key.
+// So the keys are spread over shards, each a table, by a hash of the key; what they
+// lead to, key and value, is in an arena, where the garbage collector has no work.
 // Freeze hands the tables to a View and marks them as shared; the next write to
 // a shared shard clones that shard alone, once. Views are garbage collected and
 // nobody has to release them. Once somebody has asked for order there is beside the
@@ -66,7 +67,8 @@ type Item struct {
 //
 //  1. A key is in the shard that its hash names, and nowhere else; it is in the index
 //     if its position is lower than ordered. The index of a View has all keys or is nil.
-//  2. The slots of a shared shard never change: a View has them.
+//  2. The slots of a shared shard never change: a View has them. Nor do the records that
+//     they lead to; see arena.
 //  3. hash, dataBytes, keyBytes and the length are those of the items; the hash does not
 //     depend on how they came to be, or on the seed.
 //  4. frozen, if not nil, is a View of exactly the present items.
@@ -109,7 +111,6 @@ func Hash(key []byte) uint64 { return maphash.Bytes(seed, key) }
 // nothing is. A table that has to grow then grows to what it will need, at once: a
 // slot would else be moved four times on average, and pushed aside far more
 // often, because a table that grows by a quarter is always nearly full.
-// Every such move is a write barrier while the garbage collector marks.
 func (k *Keyspace) Expect(keys int) {
 	if k.homes = 0; keys > 0 {
 		n := float64(keys) / shardCount

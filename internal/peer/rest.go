@@ -12,6 +12,7 @@ const (
 	// messages.
 	restBytesMin = FrameBytesMax / 4
 	restIdle     = 10 * time.Millisecond // without a commit; then nobody writes
+	restMax      = 25 * time.Millisecond // 40 MB/s; heartbeats wait, too
 )
 
 // rest makes a pause after a frame of old entries, while others are committed here.
@@ -20,17 +21,21 @@ const (
 // processors with what it takes to send old entries and, if the member is on the
 // same machine, to apply a million of them a second. So it gets them in proportion to
 // what is committed meanwhile, a half more: it comes nearer with every write, and the
-// log that is kept for it does not grow. Without writes nobody rests.
+// log that is kept for it does not grow. Without writes nobody rests, and with few not
+// for long.
 func (l *Link) rest(ctx context.Context, f *frame.Frame) {
 	bytes := oldBytes(f)
 	if bytes < restBytesMin {
 		return
 	}
-	ticker := time.NewTicker(time.Millisecond)
+	ticker, end := time.NewTicker(time.Millisecond), time.NewTimer(restMax)
 	defer ticker.Stop()
+	defer end.Stop()
 	for target := l.events.Committed() + int64(bytes)*2/3; l.isBusy() && l.committed < target; {
 		select {
 		case <-ticker.C:
+		case <-end.C:
+			return
 		case <-ctx.Done():
 			return
 		}

@@ -62,6 +62,9 @@ func TestOldEntriesGiveWayToWrites(t *testing.T) {
 	if took, want := sending(t, frames, old, perMillisecond), (frames-1)*20*time.Millisecond; took < want || took > want*5/4 {
 		t.Errorf("old entries beside writes took %v, want %v", took, want)
 	}
+	if took, want := sending(t, frames, old, 1), (frames-1)*restMax; took < want*9/10 || took > want*5/4 {
+		t.Errorf("old entries beside few writes took %v, want %v", took, want)
+	}
 	for name, c := range map[string]struct {
 		frames int
 		m      *pb.Message
