@@ -68,9 +68,6 @@ type Link struct {
 	up     atomic.Bool   // the other side has accepted the present stream
 	nudgec chan struct{} // Nudge sends, Run takes; capacity 1: one covers others
 	dialc  chan struct{} // Redial sends, Run takes; likewise
-
-	committed int64     // what was when isBusy last looked
-	busy      time.Time // when it last had risen
 }
 
 // New returns a link that Run will serve. It owns the connections that dial
@@ -258,10 +255,18 @@ func (l *Link) send(ctx context.Context, s grpc.ClientStream) {
 	ticker := time.NewTicker(pingInterval)
 	defer ticker.Stop()
 	var f frame.Frame
+	p := pace{events: l.events}
 	for {
-		if !l.queue.take(&f) {
+		rests := p.rests()
+		if !l.queue.take(&f, !rests) {
+			var restc <-chan time.Time // if it rests
+			if rests {
+				restc = time.After(restStep)
+			}
 			select {
 			case <-l.queue.wakec:
+				continue
+			case <-restc:
 				continue
 			case <-ticker.C:
 				l.queue.addPing()
@@ -273,6 +278,6 @@ func (l *Link) send(ctx context.Context, s grpc.ClientStream) {
 		if s.SendMsg(&f) != nil {
 			return // Recv tells why
 		}
-		l.rest(ctx, &f)
+		p.sent(&f)
 	}
 }

@@ -17,7 +17,7 @@ const (
 
 	controlMax     = frame.RefusalsMax // messages without entries, refusals, which all go at once
 	appendsMax     = frame.BatchesMax  // messages with entries, batches
-	queueBytesMax  = 64 << 20          // of entries and batches; raft has at most so much on its way
+	queueBytesMax  = 64 << 20          // of entries and batches; raft has a quarter on its way
 	messageBytesIn = 64                // assumed for a message without its entries
 )
 
@@ -108,9 +108,9 @@ func (q *queue) wake() {
 	}
 }
 
-// take moves what waits into the next frame, in place of what is in it. It
-// returns false if nothing waits.
-func (q *queue) take(f *frame.Frame) bool {
+// take moves what waits into the next frame, in place of what is in it: appends only
+// if it may. It returns false if there is nothing to send.
+func (q *queue) take(f *frame.Frame, appends bool) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	clear(f.Messages) // so that an idle link keeps nothing alive
@@ -120,7 +120,7 @@ func (q *queue) take(f *frame.Frame) bool {
 	q.control = slices.Delete(q.control, 0, n)
 	f.Refusals, q.refusals = append(f.Refusals[:0], q.refusals...), q.refusals[:0]
 	f.Standing, q.standing, q.ping = q.standing, nil, false
-	q.takeBytes(f)
+	q.takeBytes(f, appends)
 	if len(q.control)+len(q.appends)+len(q.proposals) == 0 {
 		q.overflow = false
 	}
@@ -129,9 +129,9 @@ func (q *queue) take(f *frame.Frame) bool {
 
 // takeBytes moves appends and batches into a frame while there is room. The
 // caller holds the lock.
-func (q *queue) takeBytes(f *frame.Frame) {
+func (q *queue) takeBytes(f *frame.Frame, appends bool) {
 	bytes, n := 0, 0
-	for ; n < len(q.appends) && len(f.Messages) < frame.MessagesMax; n++ {
+	for ; appends && n < len(q.appends) && len(f.Messages) < frame.MessagesMax; n++ {
 		size := messageBytes(q.appends[n])
 		if bytes > 0 && bytes+size > FrameBytesMax {
 			break

@@ -28,7 +28,7 @@ func appendOf(n, size int) *pb.Message {
 func take(t *testing.T, q *queue) *frame.Frame {
 	t.Helper()
 	f := new(frame.Frame)
-	if !q.take(f) {
+	if !q.take(f, true) {
 		return nil
 	}
 	got, _ := transfer(t, f)
@@ -335,7 +335,7 @@ func TestProposalIsNotCopied(t *testing.T) {
 	batch := []byte("batch")
 	q.addProposal(batch)
 	var f frame.Frame
-	q.take(&f)
+	q.take(&f, true)
 	if got := f.Proposals[0]; !bytes.Equal(got, batch) || &got[0] != &batch[0] {
 		t.Errorf("proposal %q, want the same bytes", got)
 	}

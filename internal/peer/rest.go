@@ -1,7 +1,6 @@
 package peer
 
 import (
-	"context"
 	"time"
 
 	"example.com/raftkv/internal/frame"
@@ -12,42 +11,56 @@ const (
 	// messages.
 	restBytesMin = FrameBytesMax / 4
 	restIdle     = 10 * time.Millisecond // without a commit; then nobody writes
-	restMax      = 25 * time.Millisecond // 40 MB/s; heartbeats wait, too
+	restStep     = time.Millisecond      // between two looks at what is committed
+
+	// oldRateMin is how many bytes of old entries are sent in a second at least, however
+	// few are written: a whole log of 64 MiB takes 7 s, and a receiver that applies
+	// two million commands a second is busy for a fortieth of that.
+	oldRateMin = 10 << 20
 )
 
-// rest makes a pause after a frame of old entries, while others are committed here.
+// A pace is how fast a link sends old entries while others are committed here.
 //
 // Nobody waits for a member that has to catch up, but whoever writes shares the
 // processors with what it takes to send old entries and, if the member is on the
 // same machine, to apply a million of them a second. So it gets them in proportion to
 // what is committed meanwhile, a half more: it comes nearer with every write, and the
-// log that is kept for it does not grow. Without writes nobody rests, and with few not
-// for long.
-func (l *Link) rest(ctx context.Context, f *frame.Frame) {
-	bytes := oldBytes(f)
-	if bytes < restBytesMin {
-		return
+// log that is kept for it does not grow. Without writes nobody rests, and with few
+// not for long.
+//
+// Only appends rest. Heartbeats go on, or else the member would soon take its leader
+// for dead; so do answers to reads, and what is forwarded.
+type pace struct {
+	events Events
+	target int64     // appends rest until so much is; 0 if they do not rest
+	end    time.Time // or until then
+
+	committed int64     // what was when isBusy last looked
+	busy      time.Time // when it last had risen
+}
+
+// rests reports whether appends shall wait.
+func (p *pace) rests() bool {
+	if p.target != 0 && (!p.isBusy() || p.committed >= p.target || !time.Now().Before(p.end)) {
+		p.target = 0
 	}
-	ticker, end := time.NewTicker(time.Millisecond), time.NewTimer(restMax)
-	defer ticker.Stop()
-	defer end.Stop()
-	for target := l.events.Committed() + int64(bytes)*2/3; l.isBusy() && l.committed < target; {
-		select {
-		case <-ticker.C:
-		case <-end.C:
-			return
-		case <-ctx.Done():
-			return
-		}
+	return p.target != 0
+}
+
+// sent begins a rest if the frame that was sent had many old entries.
+func (p *pace) sent(f *frame.Frame) {
+	if bytes := oldBytes(f); bytes >= restBytesMin {
+		p.target = p.events.Committed() + int64(bytes)*2/3
+		p.end = time.Now().Add(time.Duration(bytes) * time.Second / oldRateMin)
 	}
 }
 
 // isBusy reports whether something was committed of late.
-func (l *Link) isBusy() bool {
-	if now := l.events.Committed(); now != l.committed {
-		l.committed, l.busy = now, time.Now()
+func (p *pace) isBusy() bool {
+	if now := p.events.Committed(); now != p.committed {
+		p.committed, p.busy = now, time.Now()
 	}
-	return time.Since(l.busy) < restIdle
+	return time.Since(p.busy) < restIdle
 }
 
 // oldBytes returns the bytes of entries that are committed without who gets them.

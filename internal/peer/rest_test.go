@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -62,9 +63,6 @@ func TestOldEntriesGiveWayToWrites(t *testing.T) {
 	if took, want := sending(t, frames, old, perMillisecond), (frames-1)*20*time.Millisecond; took < want || took > want*5/4 {
 		t.Errorf("old entries beside writes took %v, want %v", took, want)
 	}
-	if took, want := sending(t, frames, old, 1), (frames-1)*restMax; took < want*9/10 || took > want*5/4 {
-		t.Errorf("old entries beside few writes took %v, want %v", took, want)
-	}
 	for name, c := range map[string]struct {
 		frames int
 		m      *pb.Message
@@ -79,6 +77,43 @@ func TestOldEntriesGiveWayToWrites(t *testing.T) {
 			t.Errorf("%s took %v, want at once", name, took)
 		}
 	}
+}
+
+// A few small writes do not hold back who catches up.
+func TestOldEntriesDoNotWaitForFewWrites(t *testing.T) {
+	const frames, bytes = 10, FrameBytesMax - 1000
+	took := sending(t, frames, catchUp(bytes, true), 100)
+	if want := frames * bytes * time.Second / oldRateMin; took > want*5/4 {
+		t.Errorf("%d frames took %v, want %v", frames, took, want)
+	}
+}
+
+// What is not an append, and what is forwarded, does not wait for the end of a rest:
+// who hears no heartbeat for an election timeout has no leader.
+func TestControlMessagesPassAtRest(t *testing.T) {
+	linked(t, func(t *testing.T, n *simnet.Network, l *Link, r *recorder) {
+		s := serve(t, n)
+		run(t, l)
+		r.committed.Add(1)
+		l.Send(catchUp(FrameBytesMax-1000, true))
+		synctest.Wait()
+		l.Send(catchUp(100, true))
+		l.Send(heartbeat(1))
+		l.Forward([]byte("batch"))
+		synctest.Wait()
+		s.mu.Lock()
+		var got []string
+		for _, f := range s.frames {
+			got = append(got, names(&f)...)
+			for _, p := range f.Proposals {
+				got = append(got, string(p))
+			}
+		}
+		s.mu.Unlock()
+		if want := []string{"a11", "h1", "batch"}; !slices.Equal(got, want) {
+			t.Errorf("%q arrived, want %q", got, want)
+		}
+	})
 }
 
 func TestRestEndsWithTheLink(t *testing.T) {
