@@ -158,3 +158,30 @@ func TestManyKeysAreFewObjects(t *testing.T) {
 	}
 	runtime.KeepAlive(k)
 }
+
+// A chunk that is to be emptied gets nothing new, or else it would never be.
+func TestWhatIsToBeEmptiedGetsEmpty(t *testing.T) {
+	const keys = 3_000
+	k, rng := New(), rand.New(rand.NewPCG(8, 8))
+	key := func(i int) []byte { return fmt.Appendf(nil, "%08d", i) }
+	for i := range keys {
+		k.Put(key(i), make([]byte, 64), uint64(i+1))
+	}
+	for range keys {
+		k.Delete(key(rng.IntN(keys)))
+	}
+	for i := range keys {
+		k.Put(key(keys+i), make([]byte, 64), uint64(2*keys+i))
+	}
+	for i := range 2 * keys { // each has others moved
+		k.Put(key(keys), make([]byte, 64), uint64(10*keys+i))
+	}
+	for number, c := range k.records.chunks {
+		if c.isCondemned {
+			t.Errorf("chunk %d still has %d of %d records", number, c.live, c.slots)
+		}
+	}
+	if err := k.check(); err != nil {
+		t.Error(err)
+	}
+}

@@ -64,3 +64,54 @@ func TestWithoutOrderThereIsNoIndex(t *testing.T) {
 		t.Error("there is an index that nobody has asked for")
 	}
 }
+
+// Keys of an index and of what Collect returned stay as they are when the places where
+// they stood have others.
+func TestKeysOutliveTheirPlaces(t *testing.T) {
+	k, want := New(), []string(nil)
+	for i := range 300 {
+		want = append(want, fmt.Sprintf("%08d", i))
+		k.Put([]byte(want[i]), []byte("small"), uint64(i+1))
+	}
+	order(k)
+	items, _ := k.Collect("", "", 0, len(want))
+	for i, key := range want {
+		k.Put([]byte(key), make([]byte, 500), uint64(1000+i)) // of another class
+		k.Put(fmt.Appendf(nil, "other%03d", i), []byte("small"), uint64(2000+i))
+	}
+	if err := k.check(); err != nil {
+		t.Error(err)
+	}
+	for i, item := range items {
+		if item.Key != want[i] || item.Value != "small" {
+			t.Errorf("item %d is now %q = %q, want %q", i, item.Key, item.Value, want[i])
+		}
+	}
+}
+
+// Where a step ends is between two tags: of keys with the same tag none is left behind, and
+// what comes or goes there is not yet in the index.
+func TestOrderEndsBetweenTags(t *testing.T) {
+	k := New()
+	put := func(i int, tag uint32) {
+		key := fmt.Appendf(nil, "%08d", i)
+		at, _ := k.shards[3].find(&k.records, tag, string(key))
+		k.Set(Place{shard: 3, at: at, tag: tag}, key, nil, uint64(i+1))
+	}
+	const same = 10 // keys with the last tag of the first step
+	for i := range orderStep + same {
+		put(i, min(uint32(i), orderStep-1)<<16)
+	}
+	next := uint32(orderStep) << 16
+	put(1000, next)
+	if k.Order() || k.index.Len() != orderStep+same || k.ordered != positionOf(3, next) {
+		t.Fatalf("%d keys are in the index up to %#x, want %d up to %#x", k.index.Len(), k.ordered, orderStep+same, positionOf(3, next))
+	}
+	put(1001, next)
+	if k.index.Contains("00001001") {
+		t.Error("a key that is not below the position is in the index")
+	}
+	if order(k); k.index.Len() != k.Len() {
+		t.Errorf("%d keys are in the index, want %d", k.index.Len(), k.Len())
+	}
+}
