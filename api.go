@@ -401,7 +401,7 @@ func (l *Listing) All() iter.Seq[KeyValue] {
 // for pages. It copies nothing before the listing is read.
 //
 // A node keeps its keys in order from its first List on, and begins anew when it has
-// been sent a state. That List takes about a second for a million keys;
+// been sent a state. That List takes one or two seconds for a million keys;
 // others read and write meanwhile.
 func (n *Node) List(ctx context.Context, prefix string, opts ...ReadOption) (*Listing, error) {
 	o, _, err := n.read(ctx, opts, 0)
