@@ -42,7 +42,7 @@ const (
 //     is a member.
 //  4. When a caller is answered, the state that answers it can be read here.
 //
-// The applier alone writes; readers share mu for as long as it takes to find an
+// Who applies alone writes, one at a time; readers share mu for as long as it takes to find an
 // item and to copy it, unless it is large.
 type fsm struct {
 	out   *outbox.Outbox
@@ -62,7 +62,7 @@ type fsm struct {
 	waits    []revisionWait
 	err      error // why nobody can wait any more
 
-	// The applier keeps these from one batch to the next.
+	// Kept from one batch to the next.
 	commands []command.Command
 	results  []dedup.Result // of batches of others
 }

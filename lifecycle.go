@@ -34,6 +34,7 @@ type Node struct {
 	reads     *reads.Reads
 	inbox     inbox
 	tasks     *taskQueue
+	applier   applier
 	transport *grpcTransport
 	server    *grpc.Server
 	health    *health.Server
@@ -45,6 +46,12 @@ type Node struct {
 	stop  stop
 	wg    sync.WaitGroup // every goroutine but supervise and what gRPC starts
 	donec chan struct{}  // closed by supervise when everything has ended
+}
+
+// An applier is whoever applies: the goroutine of applyTasks, or the loop's.
+type applier struct {
+	mu   sync.Mutex // held meanwhile
+	busy bool       // for good if it did not come to its end
 }
 
 // stop is the end of a node.
@@ -166,10 +173,24 @@ func (n *Node) run() {
 		if again {
 			n.inbox.wake()
 		}
+		n.haveApplied()
 		if n.loop.holds() && !resting {
 			rest.Reset(restAfter)
 			resting = true
 		}
+	}
+}
+
+// haveApplied has what a round has committed applied: here if it is little, else by
+// the applier.
+func (n *Node) haveApplied() {
+	switch some, little := n.tasks.waits(); {
+	case !some:
+	case little && n.applier.mu.TryLock():
+		defer n.applier.mu.Unlock()
+		n.apply()
+	default:
+		n.tasks.wake()
 	}
 }
 
@@ -182,19 +203,32 @@ func (n *Node) applyTasks() {
 			return
 		}
 		runtime.Gosched() // a goroutine keeps its processor for 10 ms if it is not asked
-		tasks, bytes := n.tasks.take()
-		frozen, err := n.fsm.apply(tasks)
-		room := n.tasks.finish(bytes)
-		if err != nil {
-			n.stopFor(err)
-			return
-		}
-		for _, h := range frozen {
-			n.post(func(l *loop) { l.frozen(h) })
-		}
-		if freed := n.reads.Freed(); room || freed || n.out.IsDue() {
-			n.inbox.wake()
-		}
+		n.applier.mu.Lock()
+		n.apply()
+		n.applier.mu.Unlock()
+	}
+}
+
+// apply applies what is next and does what follows from that; nothing once it has
+// failed. The caller holds applier.mu.
+func (n *Node) apply() {
+	if n.applier.busy {
+		return
+	}
+	n.applier.busy = true
+	tasks, bytes := n.tasks.take()
+	frozen, err := n.fsm.apply(tasks)
+	room := n.tasks.finish(bytes)
+	if err != nil {
+		n.stopFor(err)
+		return
+	}
+	n.applier.busy = false
+	for _, h := range frozen {
+		n.post(func(l *loop) { l.frozen(h) })
+	}
+	if freed := n.reads.Freed(); room || freed || n.out.IsDue() {
+		n.inbox.wake()
 	}
 }
 

@@ -47,7 +47,6 @@ func TestQueueIsTakenInOrderAndParts(t *testing.T) {
 	for i, size := range sizes {
 		q.push([]task{{index: uint64(i), data: make([]byte, size)}})
 	}
-	<-q.wakec
 	next := uint64(0)
 	for _, want := range []int{2, 1, 1, 2} {
 		tasks, bytes := q.take()

@@ -178,9 +178,21 @@ func (p *process) round() {
 	if again {
 		p.n.inbox.wake()
 	}
-	if p.n.loop.holds() && !p.rounds.rest {
+	p.haveApplied()
+	if p.alive && p.n.loop.holds() && !p.rounds.rest {
 		p.rounds.rest = true
 		p.timer(p.w.about(restAfter), p.rest)
+	}
+}
+
+// haveApplied is Node.haveApplied. In half of the cases its applier is not idle.
+func (p *process) haveApplied() {
+	switch some, little := p.n.tasks.waits(); {
+	case !some:
+	case little && p.place.slow == 0 && p.w.chance(0.5):
+		p.apply()
+	default:
+		p.n.tasks.wake()
 	}
 }
 
@@ -198,6 +210,11 @@ func (p *process) applyTasks() {
 	default:
 		return
 	}
+	p.apply()
+}
+
+// apply is Node.apply.
+func (p *process) apply() {
 	tasks, bytes := p.n.tasks.take()
 	p.w.facts.beforeApply(p, tasks)
 	frozen, err := p.n.fsm.apply(tasks)

@@ -1,0 +1,93 @@
+package raftkv
+
+import (
+	"strings"
+	"testing"
+
+	"example.com/raftkv/internal/command"
+)
+
+// undriven returns the only member of a cluster, without a goroutine, with nothing
+// in its log but its founding.
+func undriven(t *testing.T) *Node {
+	t.Helper()
+	cfg, err := Config{ID: 1, Addr: "n1:1"}.withDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := newNode(cfg)
+	r := testRoster(1)
+	n.fsm.become(r.Members[0].RaftID, r.Index, 1, r)
+	return n
+}
+
+// TestWhatIsLittleIsAppliedByTheLoop: if the applier is idle, and only then.
+func TestWhatIsLittleIsAppliedByTheLoop(t *testing.T) {
+	write := func(value string) []byte {
+		return batchOf(command.Header{Origin: testOrigins[0], First: 1}, putOf("k", value))
+	}
+	one, large := write(""), write(strings.Repeat("v", littleBytes))
+	for name, test := range map[string]struct {
+		tasks []task
+		busy  bool
+		loop  bool
+	}{
+		"one write":            {tasks: []task{{index: 2, data: one}}, loop: true},
+		"an empty entry":       {tasks: []task{{index: 2}}, loop: true},
+		"a large write":        {tasks: []task{{index: 2, data: large}}},
+		"a freeze":             {tasks: []task{{index: 2, data: one}, {freeze: true}}},
+		"a membership":         {tasks: []task{{index: 2, roster: testRoster(1)}}},
+		"while the applier is": {tasks: []task{{index: 2, data: one}}, busy: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := undriven(t)
+			n.haveApplied()
+			if len(n.tasks.wakec) > 0 {
+				t.Error("the applier is woken for nothing")
+			}
+			if test.busy {
+				n.applier.mu.Lock()
+				defer n.applier.mu.Unlock()
+			}
+			n.tasks.push(test.tasks)
+			n.haveApplied()
+			if applied := n.fsm.applied.Load() == 2; applied != test.loop {
+				t.Errorf("the loop has applied it: %v, want %v", applied, test.loop)
+			}
+			if woken := len(n.tasks.wakec) > 0; woken == test.loop {
+				t.Errorf("the applier is woken: %v", woken)
+			}
+		})
+	}
+}
+
+// TestNothingIsAppliedAfterAFailure: what follows would be applied to a state that it
+// was not made for, and its callers would be told that it was.
+func TestNothingIsAppliedAfterAFailure(t *testing.T) {
+	fails := map[string]task{
+		"malformed": {index: 2, data: []byte("no batch")},
+		"panic":     {index: 2, install: new(stagedSnapshot)},
+	}
+	for name, broken := range fails {
+		t.Run(name, func(t *testing.T) {
+			n := undriven(t)
+			apply := func() {
+				defer n.guard()
+				n.applier.mu.Lock()
+				defer n.applier.mu.Unlock()
+				n.apply()
+			}
+			n.tasks.push([]task{broken})
+			apply()
+			if n.stopped() == nil {
+				t.Fatal("the node goes on")
+			}
+			n.tasks.push([]task{{index: 3, data: batchOf(command.Header{Origin: testOrigins[0], First: 1}, putOf("k", "v"))}})
+			apply()
+			n.haveApplied()
+			if n.fsm.applied.Load() == 3 {
+				t.Error("the next entry was applied")
+			}
+		})
+	}
+}
