@@ -91,3 +91,28 @@ func TestNothingIsAppliedAfterAFailure(t *testing.T) {
 		})
 	}
 }
+
+// TestRaftCopiesWhatIsProposed: the outbox writes the next batch where one was that
+// has been answered, and the log may still have the entry.
+func TestRaftCopiesWhatIsProposed(t *testing.T) {
+	cfg, err := Config{ID: 1, Addr: "n1:1"}.withDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newNode(cfg).loop
+	l.net = new(nowhere)
+	if err := l.found(testRoster(1)); err != nil {
+		t.Fatal(err)
+	}
+	l.process() // it is the leader
+	data := []byte("as it was")
+	if err := l.raw.Propose(data); err != nil {
+		t.Fatal(err)
+	}
+	copy(data, "different")
+	l.process()
+	entries, err := l.log.Entries(l.Last(), l.Last()+1, 1<<20)
+	if err != nil || string(entries[0].GetData()) != "as it was" {
+		t.Errorf("the log has %q, %v", entries[0].GetData(), err)
+	}
+}

@@ -20,6 +20,7 @@ type batch struct {
 	kept    []int  // by position in the batch as sent: index of the command; nil if the same
 	route   Route  // on which it was sent last; zero if it was cut off
 	refused bool   // on that route
+	lent    bool   // others may read data even when it is answered
 	retryAt uint64 // the tick at which to send it again
 	tries   uint64
 }

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -46,10 +47,17 @@ func (l *ledger) drive(o *Outbox, rng *rand.Rand, donec <-chan struct{}) {
 	var sent []Batch
 	for now := uint64(0); ; now++ {
 		r := Route{Leader: 1, Term: 1 + now/50}
+		local := r.Term%2 == 0
+		if local {
+			r.Leader = origin
+		}
 		for b, ok := o.Next(r, now); ok; b, ok = o.Next(r, now) {
+			if local {
+				b.Data = bytes.Clone(b.Data) // as raft does
+			}
 			sent = append(sent, b)
 		}
-		sent = append(sent, o.Due(r, now, false)...)
+		sent = append(sent, o.Due(r, now, local)...)
 		if len(sent) > 0 {
 			i := rng.IntN(len(sent))
 			b := sent[i]

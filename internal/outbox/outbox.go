@@ -43,6 +43,8 @@ type Route struct{ Leader, Term uint64 }
 //  3. All numbers up to answeredTo are answered or abandoned, and no number is
 //     more than dedup.Window above it: the replicated table stays bounded.
 //  4. A command that was abandoned before its batch was taken is never sent.
+//  5. The bytes of a batch are written again only after it was answered, and only if
+//     nobody else can still read them: it went once, and not to another member.
 //
 // All methods may be called from any goroutine, and none blocks.
 type Outbox struct {
@@ -58,7 +60,17 @@ type Outbox struct {
 	flight []*batch
 	hungry bool                          // Next has found nothing to send
 	grown  struct{ bytes, commands int } // how large the latest batch has become
+	rooms  []room                        // of batches that are done, for the next ones
 }
+
+// A room is memory for a batch.
+type room struct {
+	data []byte
+	ends []int
+}
+
+// roomBytesMax is up to how large a room is kept.
+const roomBytesMax = 256 << 10
 
 // New returns an outbox that sends nothing yet.
 func New(limits Limits) *Outbox { return &Outbox{limits: limits, next: 1} }
@@ -104,12 +116,34 @@ func (o *Outbox) open(size int) *batch {
 			return b
 		}
 	}
-	b := &batch{
+	r := o.room(size)
+	b := &batch{data: r.data, ends: r.ends}
+	o.queue = append(o.queue, b)
+	return b
+}
+
+// room returns the room of a batch that begins with a command of a size.
+func (o *Outbox) room(size int) room {
+	if n := len(o.rooms) - 1; n >= 0 {
+		r := o.rooms[n]
+		o.rooms[n] = room{}
+		o.rooms = o.rooms[:n]
+		return r
+	}
+	return room{
 		data: make([]byte, command.HeaderBytes, command.HeaderBytes+max(size, 512, o.grown.bytes)),
 		ends: make([]int, 0, max(4, o.grown.commands)),
 	}
-	o.queue = append(o.queue, b)
-	return b
+}
+
+// reuse keeps the room of a batch that was answered, if nobody else has it. What went
+// to another member may be in a frame that is not written yet, and what was returned
+// by Due may be on its way to raft. Raft copies what is proposed to it.
+func (o *Outbox) reuse(b *batch) {
+	if !b.lent && cap(b.data) <= roomBytesMax && len(o.rooms) < o.limits.WindowMax {
+		o.rooms = append(o.rooms, room{b.data[:command.HeaderBytes], b.ends[:0]})
+		b.data, b.ends = nil, nil
+	}
 }
 
 // Next takes the next batch that has never been sent: numbered, encoded and
@@ -128,6 +162,7 @@ func (o *Outbox) Next(route Route, now uint64) (Batch, bool) {
 	o.seal(b)
 	o.flight = append(o.flight, b)
 	o.sent(b, route, now)
+	b.lent = route.Leader != o.origin
 	return Batch{b.first, b.data}, true
 }
 
@@ -192,6 +227,7 @@ func (o *Outbox) Due(route Route, now uint64, local bool) []Batch {
 	for _, b := range o.flight {
 		if b.isDue(route, now, local) {
 			o.sent(b, route, now)
+			b.lent = true
 			due = append(due, Batch{b.first, b.data})
 		}
 	}
@@ -242,8 +278,10 @@ func (o *Outbox) Resolve(first uint64, results []dedup.Result) {
 	if i < 0 {
 		return // answered before, or nobody waits for it
 	}
-	o.resolve(o.flight[i], results, nil)
+	b := o.flight[i]
 	o.flight = slices.Delete(o.flight, i, i+1)
+	o.resolve(b, results, nil)
+	o.reuse(b)
 }
 
 // ResolveFrom answers what a table knows: after a snapshot that jumped over

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"strings"
@@ -743,4 +744,66 @@ func TestFailAnswersEverything(t *testing.T) {
 	o.Abandon(sent)
 	wantNoNext(t, o)
 	wantEmpty(t, o)
+}
+
+// TestRoomOfABatchIsUsedAgain: of what was answered, unless others may still read it.
+func TestRoomOfABatchIsUsedAgain(t *testing.T) {
+	for name, test := range map[string]struct {
+		send func(t *testing.T, o *Outbox) Batch
+		want bool
+	}{
+		"proposed here": {next, true},
+		"sent to another member": {func(_ *testing.T, o *Outbox) Batch {
+			b, _ := o.Next(other, 0)
+			return b
+		}, false},
+		"proposed again after a refusal": {func(t *testing.T, o *Outbox) Batch {
+			o.Refused(next(t, o).First, 1)
+			return o.Due(route, 1, true)[0]
+		}, false},
+		"proposed again in another term": {func(t *testing.T, o *Outbox) Batch {
+			next(t, o)
+			return o.Due(Route{Leader: origin, Term: 2}, 1, true)[0]
+		}, false},
+		"first proposed, then sent": {func(t *testing.T, o *Outbox) Batch {
+			next(t, o)
+			return o.Due(other, 1, false)[0]
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newOutbox(nil)
+			add(t, o, "a")
+			b := test.send(t, o)
+			was := bytes.Clone(b.Data)
+			add(t, o, "b")
+			wantKeys(t, next(t, o), "b")
+			if !bytes.Equal(b.Data, was) {
+				t.Fatal("the bytes of a batch in flight have changed")
+			}
+			resolve(t, o, b)
+			ticket := add(t, o, "c")
+			if again := !bytes.Equal(b.Data, was); again != test.want {
+				t.Errorf("its bytes were used again: %v, want %v", again, test.want)
+			}
+			last := next(t, o)
+			wantKeys(t, last, "c")
+			resolve(t, o, last)
+			wantRevision(t, ticket, 1000+last.First)
+		})
+	}
+}
+
+// TestFewRoomsAreKept: as many as batches may be in flight, and none that is large.
+func TestFewRoomsAreKept(t *testing.T) {
+	o := newOutbox(nil)
+	for range roomy.WindowMax + 1 {
+		o.reuse(&batch{data: make([]byte, command.HeaderBytes)})
+	}
+	if len(o.rooms) != roomy.WindowMax {
+		t.Errorf("%d rooms are kept, want %d", len(o.rooms), roomy.WindowMax)
+	}
+	o = newOutbox(nil)
+	if o.reuse(&batch{data: make([]byte, roomBytesMax+1)}); len(o.rooms) > 0 {
+		t.Error("a large room is kept")
+	}
 }
