@@ -116,3 +116,23 @@ func TestRaftCopiesWhatIsProposed(t *testing.T) {
 		t.Errorf("the log has %q, %v", entries[0].GetData(), err)
 	}
 }
+
+// TestApplierSleepsWhenItHasMuchToDo: for a moment after each millisecond, and not
+// because of many short pieces of work with pauses in between.
+func TestApplierSleepsWhenItHasMuchToDo(t *testing.T) {
+	const step = applyStretch / 4
+	var s stretch
+	for i := range 12 {
+		if got, want := s.isOver(step, true), i%4 == 3; got != want {
+			t.Errorf("after %d steps: %v, want %v", i+1, got, want)
+		}
+	}
+	for range 12 {
+		if s.isOver(step, true) || s.isOver(2*step, false) {
+			t.Error("it sleeps although it has just had nothing to do")
+		}
+	}
+	if s.isOver(2*applyStretch, false) {
+		t.Error("it sleeps although nothing waits")
+	}
+}

@@ -80,7 +80,7 @@ func (n *Node) doErr(f func(*loop) error) error {
 
 // takeBytesMax is how much the applier takes at once, unless a task is larger. In
 // between readers and whoever else is ready have their turn.
-const takeBytesMax = 256 << 10
+const takeBytesMax = 64 << 10
 
 // littleBytes is how much the loop's goroutine applies itself, if the applier is idle:
 // so a caller who is alone waits for one wake-up less, and a round of the loop takes a

@@ -113,10 +113,10 @@ func TestWritesMoveALittleAtATime(t *testing.T) {
 		return m
 	}
 	moved := 0
-	for i := range 2_100 {
-		key := fmt.Appendf(nil, "%08d", i)
+	for i, key := range rand.New(rand.NewPCG(1, 1)).Perm(3_000)[:2_100] {
+		key := fmt.Appendf(nil, "%08d", key)
 		var before map[string]address
-		if i%100 == 0 {
+		if i%10 == 0 {
 			before = addresses()
 		}
 		k.Put(key, make([]byte, 64), uint64(20_000+i))

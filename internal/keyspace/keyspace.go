@@ -234,7 +234,7 @@ func (k *Keyspace) Set(p Place, key, value []byte, revision uint64) {
 	}
 	k.dataBytes += int64(len(key) + len(value))
 	k.hash += k.records.record(at).hash()
-	k.tidy()
+	k.tidy(tidyStep)
 }
 
 // Remove removes the key for which Find returned a place where it exists.
@@ -248,23 +248,27 @@ func (k *Keyspace) Remove(p Place) {
 	k.forget(r)
 	t.remove(p.at)
 	k.records.drop(at)
-	k.tidy()
+	k.tidy(tidyRemove)
 }
 
 // tidyStep is for how many slots of a chunk that is to be emptied each write looks. A
-// chunk of n slots is, after n/2 records went out of it, so two would do.
-const tidyStep = 4
+// chunk of n slots is, after n/2 records went out of it, so two are enough, and more
+// would make a wave of it: some time after a freeze all chunks are half empty. Who
+// removes keys looks at more, as there are ever fewer of them to bear what is left.
+const (
+	tidyStep   = 2
+	tidyRemove = 4
+)
 
-// tidy moves some records out of chunks that have few.
-func (k *Keyspace) tidy() {
-	for range tidyStep {
+// tidy looks at some slots of chunks that have few records, and moves what it finds.
+func (k *Keyspace) tidy(slots int) {
+	for range slots {
 		at, ok := k.records.next()
 		if !ok {
 			return
 		}
-		key := k.records.record(at).key()
-		shard, tag := place(maphash.String(seed, key))
-		if i, ok := k.shards[shard].find(&k.records, tag, key); ok && k.shards[shard].slots[i].at == at {
+		shard, tag := place(maphash.String(seed, k.records.record(at).key()))
+		if i, ok := k.shards[shard].findAt(tag, at); ok {
 			k.writable(shard).slots[i].at = k.records.move(at)
 		}
 	}

@@ -58,6 +58,19 @@ func (t *table) find(a *arena, tag uint32, key string) (at int, ok bool) {
 	return at, false
 }
 
+// findAt returns where the slot with a tag and an address is.
+func (t *table) findAt(tag uint32, record address) (at int, ok bool) {
+	for at = t.home(tag); at < len(t.slots); at++ {
+		switch s := &t.slots[at]; {
+		case s.isEmpty() || s.tag > tag:
+			return at, false
+		case s.tag == tag && s.at == record:
+			return at, true
+		}
+	}
+	return at, false
+}
+
 // insert adds a slot whose key is not there, at the place that find returned. A
 // table that has to grow gets so many homes at least.
 func (t *table) insert(a *arena, at int, s slot, homes int) {
