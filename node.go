@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	messageBytesMax     = 1 << 20   // of entries in one message, unless one entry is larger
+	messageBytesMax     = 256 << 10 // of entries in one message, unless one entry is larger
 	inflightMessagesMax = 256       // appends on their way to one follower
 	inflightBytesMax    = 16 << 20  // likewise; far less than a queue to a member holds
 	committedBytesMax   = 16 << 20  // of entries in one Ready

@@ -54,7 +54,7 @@ const (
 	checksumSize = 5       // a tag and four bytes
 )
 
-// Of EntriesMax: raft fills a message up to MaxSizePerMsg (1 MiB), and an entry
+// Of EntriesMax: raft fills a message up to MaxSizePerMsg (256 KiB), and an entry
 // has more than four bytes, a term, an index and nearly always data. What is
 // larger has a frame of its own, and all others together are smaller than that.
 // Without the bound a frame of two-byte entries would decode to a hundred times

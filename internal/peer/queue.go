@@ -13,7 +13,7 @@ import (
 const (
 	// FrameBytesMax is how many bytes of messages share a frame, unless one
 	// message alone is larger: control messages never wait for more than this.
-	FrameBytesMax = 1 << 20
+	FrameBytesMax = 256 << 10
 
 	controlMax     = frame.RefusalsMax // messages without entries, refusals, which all go at once
 	appendsMax     = frame.BatchesMax  // messages with entries, batches

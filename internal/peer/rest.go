@@ -8,8 +8,8 @@ import (
 
 const (
 	// A frame with so many bytes of old entries is one of many: raft fills its
-	// messages.
-	restBytesMin = FrameBytesMax / 4
+	// messages. A voter that is spared gets less than that of them at once.
+	restBytesMin = FrameBytesMax * 3 / 4
 	restIdle     = 10 * time.Millisecond // without a commit; then nobody writes
 	restStep     = time.Millisecond      // between two looks at what is committed
 
@@ -24,7 +24,7 @@ const (
 // Nobody waits for a member that has to catch up, but whoever writes shares the
 // processors with what it takes to send old entries and, if the member is on the
 // same machine, to apply a million of them a second. So it gets them in proportion to
-// what is committed meanwhile, a half more: it comes nearer with every write, and the
+// what is committed meanwhile, a third more: it comes nearer with every write, and the
 // log that is kept for it does not grow. Without writes nobody rests, and with few
 // not for long.
 //
@@ -32,7 +32,7 @@ const (
 // for dead; so do answers to reads, and what is forwarded.
 type pace struct {
 	events Events
-	target int64     // appends rest until so much is; 0 if they do not rest
+	target int64     // appends rest until so much is
 	end    time.Time // or until then
 
 	committed int64     // what was when isBusy last looked
@@ -41,16 +41,15 @@ type pace struct {
 
 // rests reports whether appends shall wait.
 func (p *pace) rests() bool {
-	if p.target != 0 && (!p.isBusy() || p.committed >= p.target || !time.Now().Before(p.end)) {
-		p.target = 0
-	}
-	return p.target != 0
+	return p.isBusy() && p.committed < p.target && time.Now().Before(p.end)
 }
 
-// sent begins a rest if the frame that was sent had many old entries.
+// sent begins a rest if the frame that was sent had many old entries. By how much the
+// rest before was too long, because it was looked at late, this one is shorter.
 func (p *pace) sent(f *frame.Frame) {
-	if bytes := oldBytes(f); bytes >= restBytesMin {
-		p.target = p.events.Committed() + int64(bytes)*2/3
+	if bytes := int64(oldBytes(f)); bytes >= restBytesMin {
+		now, share := p.events.Committed(), bytes*3/4
+		p.target = min(max(p.target, now-share), now) + share
 		p.end = time.Now().Add(time.Duration(bytes) * time.Second / oldRateMin)
 	}
 }
