@@ -21,7 +21,7 @@ func undriven(t *testing.T) *Node {
 	return n
 }
 
-// TestWhatIsLittleIsAppliedByTheLoop: if the applier is idle, and only then.
+// TestWhatIsLittleIsAppliedByTheLoop: if it need not wait for anybody, and only then.
 func TestWhatIsLittleIsAppliedByTheLoop(t *testing.T) {
 	write := func(value string) []byte {
 		return batchOf(command.Header{Origin: testOrigins[0], First: 1}, putOf("k", value))
@@ -29,15 +29,23 @@ func TestWhatIsLittleIsAppliedByTheLoop(t *testing.T) {
 	one, large := write(""), write(strings.Repeat("v", littleBytes))
 	for name, test := range map[string]struct {
 		tasks []task
-		busy  bool
+		busy  func(*Node) (done func())
 		loop  bool
 	}{
-		"one write":            {tasks: []task{{index: 2, data: one}}, loop: true},
-		"an empty entry":       {tasks: []task{{index: 2}}, loop: true},
-		"a large write":        {tasks: []task{{index: 2, data: large}}},
-		"a freeze":             {tasks: []task{{index: 2, data: one}, {freeze: true}}},
-		"a membership":         {tasks: []task{{index: 2, roster: testRoster(1)}}},
-		"while the applier is": {tasks: []task{{index: 2, data: one}}, busy: true},
+		"one write":      {tasks: []task{{index: 2, data: one}}, loop: true},
+		"an empty entry": {tasks: []task{{index: 2}}, loop: true},
+		"a large write":  {tasks: []task{{index: 2, data: large}}},
+		"a state":        {tasks: []task{{index: 2, install: new(stagedSnapshot)}}},
+		"a freeze":       {tasks: []task{{index: 2, data: one}, {freeze: true}}},
+		"a membership":   {tasks: []task{{index: 2, roster: testRoster(1)}}},
+		"while another applies": {tasks: []task{{index: 2, data: one}}, busy: func(n *Node) func() {
+			n.applier.mu.Lock()
+			return n.applier.mu.Unlock
+		}},
+		"while somebody reads": {tasks: []task{{index: 2, data: one}}, busy: func(n *Node) func() {
+			n.fsm.mu.RLock()
+			return n.fsm.mu.RUnlock
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := undriven(t)
@@ -45,9 +53,8 @@ func TestWhatIsLittleIsAppliedByTheLoop(t *testing.T) {
 			if len(n.tasks.wakec) > 0 {
 				t.Error("the applier is woken for nothing")
 			}
-			if test.busy {
-				n.applier.mu.Lock()
-				defer n.applier.mu.Unlock()
+			if test.busy != nil {
+				defer test.busy(n)()
 			}
 			n.tasks.push(test.tasks)
 			n.haveApplied()
@@ -73,9 +80,7 @@ func TestNothingIsAppliedAfterAFailure(t *testing.T) {
 			n := undriven(t)
 			apply := func() {
 				defer n.guard()
-				n.applier.mu.Lock()
-				defer n.applier.mu.Unlock()
-				n.apply()
+				n.applyNext()
 			}
 			n.tasks.push([]task{broken})
 			apply()

@@ -42,8 +42,8 @@ const (
 //     is a member.
 //  4. When a caller is answered, the state that answers it can be read here.
 //
-// Who applies alone writes, one at a time; readers share mu for as long as it takes to find an
-// item and to copy it, unless it is large.
+// Who applies alone writes, one at a time; readers share mu for as long as it takes to
+// find an item and to copy it, unless it is large.
 type fsm struct {
 	out   *outbox.Outbox
 	reads *reads.Reads
@@ -125,6 +125,12 @@ func (f *fsm) recovered(raftID, index, term uint64, r *roster.Roster) {
 // reads they complete. It returns the frozen states that were asked for. An
 // error means that this node cannot go on; the tasks from there on are not done.
 func (f *fsm) apply(tasks []task) (frozen []*snapshotHandle, err error) {
+	f.mu.Lock()
+	return f.applyHeld(tasks)
+}
+
+// applyHeld is apply for a caller who holds mu, and no longer does afterwards.
+func (f *fsm) applyHeld(tasks []task) (frozen []*snapshotHandle, err error) {
 	answers, table, frozen, err := f.applyLocked(tasks)
 	for _, a := range answers {
 		f.out.Resolve(a.first, a.results)
@@ -136,11 +142,10 @@ func (f *fsm) apply(tasks []task) (frozen []*snapshotHandle, err error) {
 	return frozen, err
 }
 
-// applyLocked is the part of apply that changes the state. If a snapshot was
-// installed it returns a copy of its table. A panic must not leave the lock
-// behind: those who stop the node need it.
+// applyLocked is the part of apply that changes the state, and ends with releasing mu.
+// If a snapshot was installed it returns a copy of its table. A panic must not leave
+// the lock behind: those who stop the node need it.
 func (f *fsm) applyLocked(tasks []task) (answers []answer, installed *dedup.Table, frozen []*snapshotHandle, err error) {
-	f.mu.Lock()
 	defer f.mu.Unlock()
 	defer f.publish()
 	for _, t := range tasks {

@@ -48,10 +48,11 @@ type Node struct {
 	donec chan struct{}  // closed by supervise when everything has ended
 }
 
-// An applier is whoever applies: the goroutine of applyTasks, or the loop's.
+// An applier sees to it that one goroutine at a time applies, and none after one has
+// failed.
 type applier struct {
-	mu   sync.Mutex // held meanwhile
-	busy bool       // for good if it did not come to its end
+	mu     sync.Mutex // held by who applies
+	midway bool       // tasks have been taken and not been applied; for good if that failed
 }
 
 // stop is the end of a node.
@@ -166,6 +167,7 @@ func (n *Node) run() {
 		n.loop.takeIn(n.inbox.take(), tick)
 		runtime.Gosched() // lets callers that are ready add to the batch; measured in raft-guide section 4
 		again, err := n.loop.carryOut()
+		n.haveApplied()
 		if err != nil {
 			n.stopFor(err)
 			return
@@ -173,7 +175,6 @@ func (n *Node) run() {
 		if again {
 			n.inbox.wake()
 		}
-		n.haveApplied()
 		if n.loop.holds() && !resting {
 			rest.Reset(restAfter)
 			resting = true
@@ -181,21 +182,26 @@ func (n *Node) run() {
 	}
 }
 
-// haveApplied has what a round has committed applied: here if it is little, else by
-// the applier.
+// haveApplied has what a round has committed applied: here if it is little and nobody
+// would have to be waited for, neither who applies nor who reads; else by applyTasks.
 func (n *Node) haveApplied() {
-	switch some, little := n.tasks.waits(); {
-	case !some:
-	case little && n.applier.mu.TryLock():
-		defer n.applier.mu.Unlock()
-		n.apply()
-	default:
-		n.tasks.wake()
+	some, little := n.tasks.waits()
+	if !some {
+		return
 	}
+	if little && n.applier.mu.TryLock() {
+		defer n.applier.mu.Unlock()
+		if n.fsm.mu.TryLock() {
+			n.apply()
+			return
+		}
+	}
+	n.tasks.wake()
 }
 
-// An applier that has worked for applyStretch, because it has to catch up, sleeps for
-// applyPause. It is not enough to yield: Go looks for what has come from the network
+// Who has applied for applyStretch, because there is much to catch up with, sleeps for
+// applyPause; that is a millisecond in a process that has nothing else to do, as Go's
+// timers then are no finer. It is not enough to yield: Go looks for what has come from the network
 // when a processor has nothing else to do, or every 10 ms. Traced beside a learner that
 // caught up, on two processors: its applier always ready on one, the sweeper of the
 // garbage collector on the other, and every way between two members took 10 ms.
@@ -204,7 +210,7 @@ const (
 	applyPause   = 100 * time.Microsecond
 )
 
-// applyTasks drives the applier until the node stops.
+// applyTasks applies what haveApplied does not until the node stops.
 func (n *Node) applyTasks() {
 	var s stretch
 	for {
@@ -215,13 +221,18 @@ func (n *Node) applyTasks() {
 		}
 		runtime.Gosched() // a goroutine keeps its processor for 10 ms if it is not asked
 		begin := time.Now()
-		n.applier.mu.Lock()
-		n.apply()
-		n.applier.mu.Unlock()
+		n.applyNext()
 		if s.isOver(time.Since(begin), len(n.tasks.wakec) > 0) {
 			time.Sleep(applyPause)
 		}
 	}
+}
+
+func (n *Node) applyNext() {
+	n.applier.mu.Lock()
+	defer n.applier.mu.Unlock()
+	n.fsm.mu.Lock()
+	n.apply()
 }
 
 // A stretch is how long the applier has worked since it last slept or had nothing to do.
@@ -237,21 +248,22 @@ func (s *stretch) isOver(worked time.Duration, more bool) bool {
 	return isOver
 }
 
-// apply applies what is next and does what follows from that; nothing once it has
-// failed. The caller holds applier.mu.
+// apply applies what is next and does what follows from that; nothing once that has
+// failed. The caller holds applier.mu and fsm.mu, and the latter no longer afterwards.
 func (n *Node) apply() {
-	if n.applier.busy {
+	if n.applier.midway {
+		n.fsm.mu.Unlock()
 		return
 	}
-	n.applier.busy = true
+	n.applier.midway = true
 	tasks, bytes := n.tasks.take()
-	frozen, err := n.fsm.apply(tasks)
+	frozen, err := n.fsm.applyHeld(tasks)
 	room := n.tasks.finish(bytes)
 	if err != nil {
 		n.stopFor(err)
 		return
 	}
-	n.applier.busy = false
+	n.applier.midway = false
 	for _, h := range frozen {
 		n.post(func(l *loop) { l.frozen(h) })
 	}

@@ -82,9 +82,9 @@ func (n *Node) doErr(f func(*loop) error) error {
 // between readers and whoever else is ready have their turn.
 const takeBytesMax = 64 << 10
 
-// littleBytes is how much the loop's goroutine applies itself, if the applier is idle:
-// so a caller who is alone waits for one wake-up less, and a round of the loop takes a
-// few microseconds longer at most.
+// littleBytes is how much the loop's goroutine applies itself: so a caller who is alone
+// waits for one wake-up less. It takes some microseconds, and less than one millisecond
+// at worst, for dozens of small writes after a freeze.
 const littleBytes = 1 << 10
 
 // A taskQueue holds what the applier shall do next, in the order of the log.

@@ -24,8 +24,9 @@ type place struct {
 
 // A process is one life of a member: a Node as Start would make it, without
 // goroutines, sockets and clock. The world does what they do: a round of the
-// loop when the inbox wakes it or the ticker fires, a round of the applier when
-// the task queue wakes it. See Node.run and Node.applyTasks, which this mirrors.
+// loop when the inbox wakes it or the ticker fires, and one of the applier, at once
+// or when the task queue wakes it. See Node.run, Node.haveApplied and Node.applyTasks,
+// which this mirrors.
 type process struct {
 	w     *world
 	place *place
@@ -171,6 +172,10 @@ func (p *process) round() {
 	p.n.loop.takeIn(p.n.inbox.take(), tick)
 	again, err := p.n.loop.carryOut()
 	p.w.facts.afterRound(p)
+	p.haveApplied()
+	if !p.alive {
+		return
+	}
 	if err != nil {
 		p.end(err)
 		return
@@ -178,8 +183,7 @@ func (p *process) round() {
 	if again {
 		p.n.inbox.wake()
 	}
-	p.haveApplied()
-	if p.alive && p.n.loop.holds() && !p.rounds.rest {
+	if p.n.loop.holds() && !p.rounds.rest {
 		p.rounds.rest = true
 		p.timer(p.w.about(restAfter), p.rest)
 	}

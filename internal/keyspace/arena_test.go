@@ -76,6 +76,15 @@ func TestNoMoreThanHalfIsLost(t *testing.T) {
 		}
 		within(fmt.Sprintf("view %d", round))
 	}
+	for range 3 { // chunks are half empty all at once, and the next view is not far
+		k.Freeze()
+		for _, i := range rng.Perm(keys)[:keys*7/10] {
+			put(i)
+		}
+		if live := k.DataBytes() + int64(k.Len())*recordHead; k.records.roomBytes() > 2*live {
+			t.Errorf("most keys written after a view: %d bytes for records of %d", k.records.roomBytes(), live)
+		}
+	}
 	for range 100 { // a view and a write, in turns
 		k.Freeze()
 		put(rng.IntN(keys))

@@ -41,6 +41,12 @@ func TestTableEqualsAPlainMapThoughTagsCollide(t *testing.T) {
 			if revision, has := want[key]; ok != has || ok && a.record(table.slots[at].at).item() != (Item{key, "v", revision}) {
 				t.Fatalf("seed %d: key %q is at %d, %v; want %v", seed, key, at, ok, revision)
 			}
+			if !ok {
+				continue
+			}
+			if same, ok := table.findAt(tagOf(tags, key), table.slots[at].at); !ok || same != at {
+				t.Fatalf("seed %d: the record of %q is found at %d, %v; its slot is %d", seed, key, same, ok, at)
+			}
 		}
 	}
 }

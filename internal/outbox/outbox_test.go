@@ -793,6 +793,16 @@ func TestRoomOfABatchIsUsedAgain(t *testing.T) {
 	}
 }
 
+// TestRoomOfAnAbandonedBatchIsNotUsedAgain: it may not have been proposed yet.
+func TestRoomOfAnAbandonedBatchIsNotUsedAgain(t *testing.T) {
+	o := newOutbox(nil)
+	ticket := add(t, o, "a")
+	b := next(t, o)
+	o.Abandon(ticket)
+	add(t, o, "b")
+	wantKeys(t, b, "a")
+}
+
 // TestFewRoomsAreKept: as many as batches may be in flight, and none that is large.
 func TestFewRoomsAreKept(t *testing.T) {
 	o := newOutbox(nil)
