@@ -290,14 +290,24 @@ func (r *Reads) IsDue(now uint64) bool {
 	return r.isDue(now)
 }
 
+// smallRound is up to how many readers a round has that others may follow at once.
+const smallRound = 32
+
 // isDue lets two rounds go at once, so that one fills while the other is under
-// way. More of them cost time where many readers come again as soon as they are
-// answered. They save it where a round takes long, so there is one more for every
-// tick that goes by.
+// way; the second, if the first is not small, only with half as many readers: each
+// costs as much however few they are. More rounds cost time where many readers come
+// again as soon as they are answered. They save it where a round takes long, so there
+// is one more for every tick that goes by.
 func (r *Reads) isDue(now uint64) bool {
-	n := len(r.asked)
-	return r.err == nil && r.next.Load().isWanted() && len(r.reached) < ReachedMax &&
-		(n < 2 || n < RoundsMax && r.asked[n-1].askedAt < now)
+	next, n := r.next.Load(), len(r.asked)
+	if r.err != nil || !next.isWanted() || len(r.reached) >= ReachedMax {
+		return false
+	}
+	if n == 0 || n < RoundsMax && r.asked[n-1].askedAt < now {
+		return true
+	}
+	first := r.asked[0].joined.Load()
+	return n == 1 && (first <= smallRound || 2*next.joined.Load() >= first)
 }
 
 // Waiting reports whether anybody waits for a confirmation.

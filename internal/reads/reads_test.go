@@ -132,6 +132,36 @@ func TestRoundsInFlightAreBounded(t *testing.T) {
 	wantDone(t, last)
 }
 
+// The second round waits for half as many readers as the first has, unless that is
+// small or takes longer than a tick, and not when the first is confirmed.
+func TestSecondRoundIsWorthIt(t *testing.T) {
+	for _, test := range []struct {
+		first, second int
+		now           uint64
+		want          bool
+	}{
+		{first: smallRound, second: 1, want: true},
+		{first: 100, second: 49, want: false},
+		{first: 100, second: 49, now: 1, want: true},
+		{first: 100, second: 50, want: true},
+	} {
+		r := newReads()
+		for range test.first {
+			join(t, r)
+		}
+		context := issue(t, r, 0)
+		for range test.second {
+			join(t, r)
+		}
+		if due := r.IsDue(test.now); due != test.want {
+			t.Errorf("%d readers after %d at tick %d may go: %v, want %v", test.second, test.first, test.now, due, test.want)
+		}
+		if r.Confirm(context, 1); !r.IsDue(0) {
+			t.Errorf("%d readers after %d that are confirmed may not go", test.second, test.first)
+		}
+	}
+}
+
 func TestContextNamesNodeAndAttempt(t *testing.T) {
 	r := newReads()
 	seen := make(map[string]bool)
