@@ -201,10 +201,11 @@ func (n *Node) haveApplied() {
 
 // Who has applied for applyStretch, because there is much to catch up with, sleeps for
 // applyPause; that is a millisecond in a process that has nothing else to do, as Go's
-// timers then are no finer. It is not enough to yield: Go looks for what has come from the network
-// when a processor has nothing else to do, or every 10 ms. Traced beside a learner that
-// caught up, on two processors: its applier always ready on one, the sweeper of the
-// garbage collector on the other, and every way between two members took 10 ms.
+// timers then are no finer. It is not enough to yield: Go looks for what has come from
+// the network when a processor has nothing else to do, or every 10 ms. Traced beside a
+// learner that caught up, on two processors: its applier always ready on one, the
+// sweeper of the garbage collector on the other, and every way between two members
+// took 10 ms.
 const (
 	applyStretch = time.Millisecond
 	applyPause   = 100 * time.Microsecond

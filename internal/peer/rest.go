@@ -8,7 +8,8 @@ import (
 
 const (
 	// A frame with so many bytes of old entries is one of many: raft fills its
-	// messages. A voter that is spared gets less than that of them at once.
+	// messages. A voter that is spared gets less of them at once, as long as its link
+	// is free; else it gets a third more than is written, and needs no more.
 	restBytesMin = FrameBytesMax * 3 / 4
 	restIdle     = 10 * time.Millisecond // without a commit; then nobody writes
 	restStep     = time.Millisecond      // between two looks at what is committed
